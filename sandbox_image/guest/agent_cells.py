@@ -1,0 +1,244 @@
+"""Which worker is up, which cell runs in it, and what becomes of both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from agent_asks import KINDS, Asks
+from agent_clock import CellClock
+from agent_output import Send
+from agent_processes import Death, OutOfMemory, WorkerProcess, death_of, reap
+from agent_settings import Settings
+from agent_worker import Worker, read_ended
+from guest_frames import FrameError, Message
+from rlm.guest.v1 import guest_pb2 as pb
+
+OUTPUT_CAP = 16 << 20  # bytes of a head or a tail, whatever the host asks for: all of it is in memory
+MAX_CONTEXTS = 1000
+MAX_FAILED_STARTS = 3  # workers in a row that died before they had a cell
+
+_KIND_NAMES = {number: name for name, number in KINDS.items()}
+_CAUSES = {name.removeprefix("DEATH_CAUSE_").lower(): value for name, value in pb.DeathCause.items()}
+
+# How a cell has ended that raised, by what it was interrupted for.
+_STOPPED = {
+    "": pb.CELL_STATUS_ERROR,
+    "timed_out": pb.CELL_STATUS_TIMED_OUT,
+    "interrupted": pb.CELL_STATUS_INTERRUPTED,
+}
+
+MakeAsks = Callable[[Callable[..., None], Callable[[int, bool], None]], Asks]
+
+
+class HostError(Exception):
+    """The host did what the protocol does not allow; there is nothing to do but to end."""
+
+
+class Cells:
+    """Methods are called from the event loop and never block; what happens is told with `send`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        first: WorkerProcess,
+        send: Callable[[pb.AttachRequest], None],
+        make_asks: MakeAsks,
+    ) -> None:
+        """Takes over the first worker, which was started before there was an event loop."""
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._send = send
+        self._asks = make_asks(self._reply, self._on_asks_changed)
+        self._memory = OutOfMemory(settings)
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+        self._open: pb.Open | None = None
+        self._contexts: dict[str, dict[str, Any]] = {}
+        self._opening = False
+        self._last_cell = 0
+        self._clock: CellClock | None = None  # there is one while a cell runs
+        self._ending: pb.CellEnded | None = None  # takes the last pieces of output
+        self._unreported: Death | None = None
+        self._failed_starts = 0
+        self._worker = self._adopt(first)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._reap()  # what has ended before there was a handler
+
+    async def failed(self) -> None:
+        """Waits until no worker can be had any more.
+
+        Raises:
+            OSError or HostError: why.
+        """
+        await self._failure
+
+    def open(self, message: pb.Open) -> None:
+        """Sets the names; again, between cells, to add a context.
+
+        Raises:
+            HostError: a cell runs, or the context cannot be one.
+        """
+        if self._clock:
+            raise HostError("Open came while a cell runs")
+        contexts = []
+        if message.HasField("context"):
+            contexts.append(self._context(message.context))
+        self._open = message
+        self._opening = True
+        self._send_open(contexts)
+
+    def run(self, message: pb.RunCell) -> None:
+        """Runs a cell.
+
+        Raises:
+            HostError: there was no Open, a cell runs already, or the number does not rise.
+        """
+        if self._open is None or self._clock or message.cell <= self._last_cell:
+            raise HostError(f"RunCell {message.cell} came out of order")
+        self._last_cell = message.cell
+        if self._unreported:
+            self._send(pb.AttachRequest(cell_ended=_dead(message.cell, self._unreported)))
+            self._unreported = None
+            return
+        worker = self._worker
+        head, tail = min(self._open.output_head_bytes, OUTPUT_CAP), min(self._open.output_tail_bytes, OUTPUT_CAP)
+        worker.stdout.begin(head, tail)
+        worker.stderr.begin(head, tail)
+        worker.used = True
+        worker.link.send({"op": "cell", "cell": message.cell}, message.code.encode())
+        self._clock = CellClock(self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill)
+
+    def interrupt(self, cell: int) -> None:
+        """Stops that cell, if it is the one that runs."""
+        if self._clock and cell == self._last_cell:
+            self._clock.stop("interrupted")
+
+    def on_worker_message(self, message: Message, data: bytes) -> None:
+        """What the worker says. Malformed, it raises, and that is the worker's end."""
+        match message["op"]:
+            case "ended":
+                self._on_ended(message, data)
+            case "ask":
+                if self._clock and not self._clock.stopped_for and self._open and self._open.queries_allowed:
+                    self._asks.start(message, data)
+                else:
+                    self._asks.refuse(message["id"])
+            case "cancel":
+                self._asks.cancel(message["id"])
+            case "opened" if self._opening:
+                self._opening = False
+                self._send(pb.AttachRequest(opened=pb.Opened()))
+            case "opened":
+                pass  # a worker that took the place of a dead one
+            case op:
+                raise FrameError(f"unknown op {op[:40]}")
+
+    def _on_ended(self, message: Message, data: bytes) -> None:
+        if self._clock is None or message["cell"] != self._last_cell:
+            raise FrameError("the end of a cell that does not run")
+        ended = read_ended(message, data)
+        if ended.status != pb.CELL_STATUS_OK:
+            # What an interrupted cell raises is its own business: it may have handlers that raise something else.
+            ended.status = _STOPPED[self._clock.stopped_for]
+        self._finish(ended)
+
+    def _finish(self, ended: pb.CellEnded) -> None:
+        assert self._clock is not None
+        self._asks.cancel_all()
+        self._worker.link.resume()
+        ended.seconds = self._clock.finish()
+        self._ending = ended
+        ended.stdout_bytes = self._worker.stdout.end()
+        ended.stderr_bytes = self._worker.stderr.end()
+        self._clock = self._ending = None
+        self._send(pb.AttachRequest(cell_ended=ended))
+
+    def _interrupt(self) -> None:
+        self._worker.link.send({"op": "interrupt", "cell": self._last_cell})
+        # Threads of the cell that wait for answers must not keep it from stopping.
+        for number in self._asks.cancel_all():
+            self._asks.refuse(number)
+        self._on_asks_changed(0, False)
+
+    def _reply(self, message: Message, *data: bytes) -> None:
+        self._worker.link.send(message, *data)
+
+    def _on_asks_changed(self, in_flight: int, full: bool) -> None:
+        if self._clock:
+            (self._clock.pause if in_flight else self._clock.resume)()
+        (self._worker.link.pause if full else self._worker.link.resume)()
+
+    def _context(self, context: pb.Context) -> dict[str, Any]:
+        name = context.file_name
+        if not context.variable.isidentifier() or context.kind not in _KIND_NAMES:
+            raise HostError("a context without a name or a kind")
+        if not name or "/" in name or "\0" in name or name in (".", ".."):
+            raise HostError(f"not a plain file name: {name!r}")
+        fields = {
+            "variable": context.variable,
+            "kind": _KIND_NAMES[context.kind],
+            "path": os.path.join(self._settings.context_dir, name),
+            "size": context.size_bytes,
+        }
+        if len(self._contexts) >= MAX_CONTEXTS:
+            raise HostError(f"more than {MAX_CONTEXTS} contexts")
+        self._contexts[context.variable] = fields
+        return fields
+
+    def _send_open(self, contexts: list[dict[str, Any]]) -> None:
+        assert self._open is not None
+        head = min(self._open.output_head_bytes, OUTPUT_CAP)
+        queries = self._open.queries_allowed
+        self._worker.link.send({"op": "open", "queries": queries, "head": head, "contexts": contexts})
+
+    def _adopt(self, process: WorkerProcess) -> Worker:
+        return Worker(
+            self._loop, process, self, self._output(pb.OUTPUT_STREAM_STDOUT), self._output(pb.OUTPUT_STREAM_STDERR)
+        )
+
+    def _output(self, stream: pb.OutputStream.ValueType) -> Send:
+        def send(offset: int, data: bytes) -> None:
+            output = pb.Output(cell=self._last_cell, stream=stream, offset=offset, data=data)
+            if self._ending is not None:
+                self._ending.outputs.append(output)
+            else:
+                self._send(pb.AttachRequest(output=output))
+
+        return send
+
+    def _reap(self) -> None:
+        for pid, exit_code in reap():
+            if pid == self._worker.pid:
+                self._on_death(exit_code)
+
+    def _on_death(self, exit_code: int) -> None:
+        dead = self._worker
+        death = death_of(exit_code, dead.killed_for, self._memory)
+        dead.kill("exited")  # and what it has left behind
+        if self._clock:
+            self._finish(_dead(self._last_cell, death))
+        elif dead.used:
+            self._unreported = death
+        self._failed_starts = 0 if dead.used else self._failed_starts + 1
+        dead.close()
+        try:
+            if self._failed_starts > MAX_FAILED_STARTS:
+                raise HostError(f"{self._failed_starts} workers in a row died before their first cell: {death}")
+            self._worker = self._adopt(WorkerProcess.start(self._settings, os.environ))
+        except (OSError, HostError) as error:
+            if not self._failure.done():
+                self._failure.set_exception(error)
+            return
+        if self._open is not None:
+            self._send_open(list(self._contexts.values()))
+
+
+def _dead(cell: int, death: Death) -> pb.CellEnded:
+    return pb.CellEnded(
+        cell=cell,
+        status=pb.CELL_STATUS_WORKER_DIED,
+        worker_death=pb.WorkerDeath(cause=_CAUSES[death.cause], code=death.code),
+    )

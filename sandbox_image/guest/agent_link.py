@@ -1,0 +1,108 @@
+"""The agent's end of the control socket. Whatever comes out of it may have been written by hostile code."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from guest_frames import FrameDecoder, FrameError, Message, encode
+
+READ_BYTES = 1 << 18
+MAX_UNREAD = 160 << 20  # bytes: a worker that leaves this much unread will never read it
+
+
+class LinkOwner(Protocol):
+    """Who is told what comes out of a link."""
+
+    def on_message(self, message: Message, data: bytes) -> None:
+        """One frame. A FrameError, KeyError, TypeError or ValueError from here breaks the link."""
+
+    def on_broken(self, reason: str, ended: bool) -> None:
+        """Nothing more comes; `ended` when it was closed in order, as it also is by the worker's death."""
+
+
+class Link:
+    """Non-blocking, bounded both ways."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, control: socket.socket, owner: LinkOwner) -> None:
+        self._loop = loop
+        self._socket = control
+        self._owner = owner
+        self._decoder = FrameDecoder()
+        self._unsent = bytearray()
+        self._open = True
+        self._paused = False
+        loop.add_reader(control, self._read)
+
+    def send(self, message: Message, *data: bytes) -> None:
+        """Sends one frame, now or when the worker reads; a worker that never reads breaks the link."""
+        if not self._open:
+            return
+        try:
+            frame = encode(message, *data)
+        except FrameError as error:
+            self._break(str(error), ended=False)
+            return
+        if not self._unsent:
+            frame = frame[self._write(frame) :]
+            if frame and self._open:
+                self._loop.add_writer(self._socket, self._flush)
+        self._unsent += frame
+        if len(self._unsent) > MAX_UNREAD:
+            self._break("it does not read", ended=False)
+
+    def pause(self) -> None:
+        """Reads nothing until `resume`: the worker has asked enough."""
+        if self._open and not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._socket)
+
+    def resume(self) -> None:
+        """Reads again."""
+        if self._open and self._paused:
+            self._paused = False
+            self._loop.add_reader(self._socket, self._read)
+
+    def close(self) -> None:
+        """Forgets the socket, without closing it."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._unsent.clear()
+
+    def _read(self) -> None:
+        try:
+            received = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""  # reset: it died with frames unread
+        if not received:
+            self._break("it closed the control socket", ended=True)
+            return
+        try:
+            for message, data in self._decoder.feed(received):
+                self._owner.on_message(message, data)
+                if not self._open:
+                    return
+        except (FrameError, KeyError, TypeError, ValueError) as error:
+            self._break(f"{type(error).__name__}: {error}", ended=False)
+
+    def _flush(self) -> None:
+        del self._unsent[: self._write(self._unsent)]
+        if not self._unsent and self._open:
+            self._loop.remove_writer(self._socket)
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)  # it is dead: its end is seen by reading
+
+    def _break(self, reason: str, ended: bool) -> None:
+        self.close()
+        self._owner.on_broken(reason, ended)

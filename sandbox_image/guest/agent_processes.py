@@ -1,0 +1,190 @@
+"""The processes beneath the agent: starting the worker, ending everything, and telling what a death was of."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent_settings import Settings
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+EXIT_CUT_OFF = 97  # as in worker_channel: the worker cannot reach the agent any more
+
+
+def harden() -> None:
+    """Closes this process to others of its user: its memory, environment and descriptors (see prctl(2)).
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+    # As process 1 it inherits orphans anyway; elsewhere it must ask for them, or they would escape it.
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A running worker and the agent's ends of its socket and pipes, all non-blocking."""
+
+    pid: int
+    control: socket.socket
+    stdout: int
+    stderr: int
+
+    @classmethod
+    def start(cls, settings: Settings, environment: Mapping[str, str]) -> WorkerProcess:
+        """Starts a worker in a session of its own, with nothing of the agent's but these three connections.
+
+        Raises:
+            OSError: there is no process, memory or descriptor left for it.
+        """
+        ours, theirs = socket.socketpair()
+        stdout, stdout_in = os.pipe()
+        stderr, stderr_in = os.pipe()
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker_main.py")
+        arguments = [str(theirs.fileno()), str(settings.niceness), settings.site]
+        try:
+            process = subprocess.Popen(
+                [settings.python, "-I", "-X", "utf8", script, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout_in,
+                stderr=stderr_in,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                cwd="/",
+                env=_worker_environment(settings, environment),
+            )
+        except OSError:
+            ours.close()
+            os.close(stdout)
+            os.close(stderr)
+            raise
+        finally:
+            theirs.close()
+            os.close(stdout_in)
+            os.close(stderr_in)
+        process.returncode = 0  # the agent reaps all its children alike; this object must not
+        for descriptor in (ours.fileno(), stdout, stderr):
+            os.set_blocking(descriptor, False)
+        return cls(process.pid, ours, stdout, stderr)
+
+    def close(self) -> None:
+        """Closes the agent's ends."""
+        self.control.close()
+        os.close(self.stdout)
+        os.close(self.stderr)
+
+
+def _worker_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in environment.items() if not name.startswith(("RLM_", "GRPC_"))}
+    # Python that the code starts finds the same libraries.
+    return kept | {"PYTHONPATH": settings.site, "PYTHONUTF8": "1"}
+
+
+def reap() -> list[tuple[int, int]]:
+    """All children that have ended, as (process id, exit code); the code is negative for a signal."""
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if not pid:
+            return ended
+        ended.append((pid, os.waitstatus_to_exitcode(status)))
+
+
+def kill_everything() -> None:
+    """Kills all processes but this one; as process 1 in one stroke, elsewhere all descendants."""
+    if os.getpid() == 1:
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # there are none
+        return
+    killed: set[int] = set()
+    while fresh := _descendants() - killed:
+        for pid in fresh:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself
+        killed |= fresh
+
+
+def _descendants() -> set[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        children.setdefault(int(fields[1]), []).append(int(name))
+    found: set[int] = set()
+    stack = [os.getpid()]
+    while stack:
+        for child in children.get(stack.pop(), []):
+            found.add(child)
+            stack.append(child)
+    return found
+
+
+class OutOfMemory:
+    """Tells the kernel's OOM killer from other senders of SIGKILL, where its count can be read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._files = [
+            os.path.join(settings.cgroup, "memory.events"),  # cgroup version 2
+            os.path.join(settings.cgroup, "memory", "memory.oom_control"),  # version 1
+        ]
+        self._seen = self._count()
+
+    def happened(self) -> bool:
+        """Whether the killer has struck since the last call; true when nobody can tell."""
+        count, seen = self._count(), self._seen
+        self._seen = count
+        return count is None or seen is None or count > seen
+
+    def _count(self) -> int | None:
+        for path in self._files:
+            try:
+                with open(path) as file:
+                    counts = dict(line.split() for line in file)
+                return int(counts["oom_kill"])
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """`cause` is "exited", "crashed", "out_of_memory", "timed_out", "interrupted" or "protocol"."""
+
+    cause: str
+    code: int = 0
+
+
+def death_of(exit_code: int, killed_for: str, memory: OutOfMemory) -> Death:
+    """What a worker died of; `killed_for` is the cause when the agent has killed it, else empty."""
+    oom = memory.happened()
+    if killed_for and exit_code == -signal.SIGKILL:
+        return Death(killed_for)
+    if exit_code == EXIT_CUT_OFF:
+        return Death("protocol")
+    if exit_code >= 0:
+        return Death("exited", exit_code)
+    if exit_code == -signal.SIGKILL and oom:
+        return Death("out_of_memory")
+    return Death("crashed", -exit_code)

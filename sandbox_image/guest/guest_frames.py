@@ -1,0 +1,105 @@
+"""Frames on the socket pair between the agent and its worker.
+
+A frame is two big-endian 32-bit lengths, then so many bytes of JSON (one object, with an `op`), then so many bytes of
+raw data, whose division the JSON tells. Texts travel as raw data, so that the JSON stays small: parsed JSON can be
+thirty times its size in memory, and the agent parses what hostile code may have written.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+HEADER = struct.Struct("!II")
+JSON_CAP = 1 << 20  # bytes
+DATA_CAP = 66 << 20  # bytes: a whole gRPC message of the largest size, and what surrounds it
+
+Message = dict[str, Any]
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: it is on the path of every cell
+
+
+class FrameError(Exception):
+    """What came is no frame, or is over a cap."""
+
+
+def encode(message: Message, *data: bytes) -> bytes:
+    """One frame of a message and its raw data.
+
+    Raises:
+        FrameError: the JSON or the raw data is over its cap.
+    """
+    head = _to_json(message).encode("ascii")
+    length = sum(map(len, data))
+    if len(head) > JSON_CAP or length > DATA_CAP:
+        raise FrameError(f"a frame of {len(head):,} + {length:,} bytes is over {JSON_CAP:,} + {DATA_CAP:,}")
+    return b"".join((HEADER.pack(len(head), length), head, *data))
+
+
+def lengths(header: bytes | bytearray) -> tuple[int, int]:
+    """The lengths of the JSON and of the raw data that a frame's first bytes announce.
+
+    Raises:
+        FrameError: one of them is over its cap.
+    """
+    head, data = HEADER.unpack_from(header)
+    if not 2 <= head <= JSON_CAP or data > DATA_CAP:
+        raise FrameError(f"a frame announces {head:,} + {data:,} bytes")
+    return head, data
+
+
+def parse(head: bytes | bytearray) -> Message:
+    """The JSON object of a frame.
+
+    Raises:
+        FrameError: it is not JSON, not an object, or has no `op`.
+    """
+    try:
+        message = json.loads(head)
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"not JSON: {type(error).__name__}") from None
+    if type(message) is not dict or type(message.get("op")) is not str:
+        raise FrameError("not an object with an op")
+    return message
+
+
+class FrameDecoder:
+    """Cuts a stream of bytes into frames; holds at most one frame and one read."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> Iterator[tuple[Message, bytes]]:
+        """Yields each frame that is complete now.
+
+        Raises:
+            FrameError: see `lengths` and `parse`; the stream cannot be read on after it.
+        """
+        self._buffer += received
+        while len(self._buffer) >= HEADER.size:
+            head, data = lengths(self._buffer)
+            middle = HEADER.size + head
+            end = middle + data
+            if len(self._buffer) < end:
+                return
+            message = parse(self._buffer[HEADER.size : middle])
+            raw = bytes(self._buffer[middle:end])
+            del self._buffer[:end]
+            yield message, raw
+
+
+def split(data: bytes, sizes: list[int]) -> list[bytes]:
+    """Divides raw data into pieces of these sizes.
+
+    Raises:
+        FrameError: the sizes do not add up to the data's length, or one is not a length.
+    """
+    if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(data):
+        raise FrameError(f"sizes do not divide {len(data):,} bytes")
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return pieces

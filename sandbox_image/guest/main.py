@@ -1,0 +1,59 @@
+"""The agent: process 1 of a sandbox. It runs no model code; it holds the connection to the host and keeps the clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+EXIT_ENDED, EXIT_FAILED, EXIT_USAGE, EXIT_TIME = 0, 1, 2, 3
+
+
+def main() -> int:
+    """Runs until the host ends the stream; returns the exit status."""
+    own = os.path.dirname(os.path.abspath(__file__))
+    # Isolated mode leaves the script's folder out; in a source tree the protocol code is in the folder beside it.
+    sys.path[:0] = [own, os.path.join(os.path.dirname(own), "generated")]
+
+    from agent_processes import WorkerProcess, harden, kill_everything
+    from agent_settings import Settings, SettingsError
+
+    harden()
+    # A handler instead of SIG_IGN, which the worker and all its children would inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # children are executed, never only forked
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        print(f"rlm agent: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        # Before gRPC is imported, which takes longer than the worker's start.
+        first = WorkerProcess.start(settings, os.environ)
+        sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio does without, and saves a tenth of the memory
+        import asyncio
+
+        import grpc
+        from agent_cells import HostError
+        from agent_session import attach
+
+        try:
+            asyncio.run(attach(settings, first))
+        except TimeoutError:
+            return EXIT_TIME
+        except (HostError, grpc.RpcError) as error:
+            print(f"rlm agent: {error}", file=sys.stderr)
+            return EXIT_FAILED
+    except OSError as error:
+        print(f"rlm agent: no worker can be started: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        kill_everything()
+    return EXIT_ENDED
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # nothing may hold the end up, such as a thread of gRPC's

@@ -1,0 +1,156 @@
+"""Questions on their way to the host: how many at a time, whose answer is whose, and what ends with a cell.
+
+Named tuples here and in the other modules of the worker: `dataclasses` would be a quarter of an idle worker's memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from guest_frames import Message, split
+from worker_channel import Channel
+from worker_interrupts import Interrupts
+
+# gRPC drops calls past some thousands that are pending on a server: what is more than this waits here.
+MAX_IN_FLIGHT = 64
+MAX_BYTES_IN_FLIGHT = 48 << 20
+
+Outcome = tuple[str, str]  # a reason and a text; the reason is empty for an answer
+
+
+class Question(NamedTuple):
+    """A prompt, and the data beside it: `kind` is "", "text", "json" or "bytes"; texts are UTF-8."""
+
+    prompt: bytes
+    kind: str
+    data: bytes
+
+
+class Answered(NamedTuple):
+    """One outcome a question, in the questions' order."""
+
+    outcomes: list[Outcome]
+
+
+class Refused(NamedTuple):
+    """The host did not take the questions at all: `kind` is "invalid", "ended" or "failed"."""
+
+    kind: str
+    message: str
+
+
+Reply = Answered | Refused
+ENDED = Refused("ended", "the cell that asked has ended, or was interrupted")
+
+
+class Ask:
+    """One batch of questions. `on_reply` is called once, from any thread, and must not block."""
+
+    def __init__(self, questions: list[Question], max_concurrent: int, on_reply: Callable[[Reply], None]) -> None:
+        self.questions = questions
+        self.max_concurrent = max_concurrent
+        self.on_reply = on_reply
+        self.number = 0
+
+    @property
+    def size(self) -> int:
+        return sum(len(question.prompt) + len(question.data) for question in self.questions)
+
+
+class Asks:
+    """All asks of this process; its methods may be called from any thread."""
+
+    def __init__(self, channel: Channel, interrupts: Interrupts) -> None:
+        self._channel = channel
+        self._interrupts = interrupts
+        self._lock = threading.Lock()
+        self._waiting: deque[Ask] = deque()
+        self._in_flight: dict[int, Ask] = {}
+        self._bytes = 0
+        self._number = 0
+
+    @property
+    def process(self) -> int:
+        """The id of the one process that can ask: a forked child has no connection."""
+        return self._channel.process
+
+    def start(self, ask: Ask) -> None:
+        """Sends the questions, now or when others have been answered."""
+        with self._interrupts:
+            with self._lock:
+                self._waiting.append(ask)
+            self._send_what_fits()
+
+    def cancel(self, ask: Ask) -> None:
+        """Nobody waits for this any more: the host is told, so that nobody pays for it."""
+        with self._interrupts:
+            with self._lock:
+                if ask in self._waiting:
+                    self._waiting.remove(ask)
+                    return
+                if self._take(ask.number) is None:
+                    return
+            self._channel.send({"op": "cancel", "id": ask.number})
+            self._send_what_fits()
+
+    def end_cell(self) -> None:
+        """Fails every ask: no answer is coming any more."""
+        with self._interrupts, self._lock:
+            asks = [*self._in_flight.values(), *self._waiting]
+            self._in_flight.clear()
+            self._waiting.clear()
+            self._bytes = 0
+        for ask in asks:
+            ask.on_reply(ENDED)
+
+    def take_reply(self, message: Message, data: bytes) -> None:
+        """An answer from the agent, on the reader thread."""
+        with self._lock:
+            ask = self._take(message["id"])
+        if ask is None:
+            return
+        if "refused" in message:
+            kind, text = message["refused"]
+            ask.on_reply(Refused(kind, text))
+        else:
+            texts = split(data, [size for _, size in message["slots"]])
+            reasons = [reason for reason, _ in message["slots"]]
+            ask.on_reply(
+                Answered(
+                    [(reason, text.decode("utf-8", "replace")) for reason, text in zip(reasons, texts, strict=True)]
+                )
+            )
+        self._send_what_fits()
+
+    def _take(self, number: int) -> Ask | None:
+        ask = self._in_flight.pop(number, None)
+        if ask is not None:
+            self._bytes -= ask.size
+        return ask
+
+    def _send_what_fits(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                ask = self._waiting[0]
+                full = len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes + ask.size > MAX_BYTES_IN_FLIGHT
+                if full and self._in_flight:
+                    return
+                self._waiting.popleft()
+                self._number += 1
+                ask.number = self._number
+                self._in_flight[ask.number] = ask
+                self._bytes += ask.size
+            self._channel.send(
+                {
+                    "op": "ask",
+                    "id": ask.number,
+                    "max_concurrent": ask.max_concurrent,
+                    "questions": [[len(q.prompt), q.kind, len(q.data)] for q in ask.questions],
+                },
+                *(piece for q in ask.questions for piece in (q.prompt, q.data)),
+            )

@@ -1,0 +1,105 @@
+"""sys.stdout and sys.stderr of the worker: descriptors 1 and 2, kept in order across cells."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import sys
+import threading
+
+_high_descriptor = 64
+
+
+class CellStream(io.TextIOWrapper):
+    """Text for one descriptor, which leaves out what threads of earlier cells write.
+
+    Lines go out as they come while they are still streamed to the host; after that many characters in blocks, since
+    the agent only counts them.
+    """
+
+    def __init__(self, descriptor: int, live_characters: int) -> None:
+        self._descriptor = descriptor
+        raw = io.FileIO(descriptor, "w", closefd=False)
+        super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._live_characters = live_characters
+        self._written = 0
+        self._stale: dict[int, threading.Thread] = {}
+        self.left_out = 0
+
+    @property
+    def name(self) -> str:
+        return "<stdout>" if self._descriptor == 1 else "<stderr>"
+
+    @property
+    def mode(self) -> str:
+        return "w"
+
+    def write(self, text: str, /) -> int:
+        """As `TextIOBase.write`."""
+        if self._stale:
+            thread = self._stale.get(threading.get_ident())
+            # Identifiers are used again, so the thread itself has to be the one.
+            if thread is not None and thread is threading.current_thread():
+                self.left_out += len(text)
+                return len(text)
+        self._written += len(text)
+        if self._written > self._live_characters and self.line_buffering:
+            self.reconfigure(line_buffering=False)
+        return super().write(text)
+
+    def begin_cell(self, stale: dict[int, threading.Thread]) -> None:
+        self._stale = stale
+        self._written = self.left_out = 0
+        if not self.line_buffering:
+            self.reconfigure(line_buffering=True)
+
+
+class Streams:
+    """Both streams; whatever a cell does to them, the next cell finds them whole."""
+
+    def __init__(self) -> None:
+        self._kept = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _high_descriptor) for number in range(3)]
+        self._live_characters = 1 << 16
+        self._own = [CellStream(1, self._live_characters), CellStream(2, self._live_characters)]
+        self._install()
+        os.register_at_fork(before=self._flush)
+
+    def set_live(self, characters: int) -> None:
+        """How much of each stream is worth sending line by line."""
+        self._live_characters = characters
+        for stream in self._own:
+            stream._live_characters = characters
+
+    def begin_cell(self) -> None:
+        """What runs now already, besides this thread, belongs to earlier cells."""
+        me = threading.current_thread()
+        stale = {thread.ident: thread for thread in threading.enumerate() if thread.ident and thread is not me}
+        for stream in self._own:
+            stream.begin_cell(stale)
+
+    def end_cell(self) -> None:
+        """Puts descriptors and streams back, and sends all that is still buffered."""
+        left_out = sum(stream.left_out for stream in self._own)
+        for number, kept in enumerate(self._kept):
+            try:
+                os.dup2(kept, number)
+            except OSError:
+                pass  # the code has closed every descriptor it could find: its output is lost, nothing else
+        self._install()
+        if left_out:
+            self._own[1].write(f"[{left_out:,} characters printed by threads of earlier cells are left out]\n")
+        self._flush()
+
+    def _install(self) -> None:
+        for place, stream in enumerate(self._own):
+            if stream.closed:
+                self._own[place] = CellStream(place + 1, self._live_characters)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._own  # type: ignore[misc]
+
+    def _flush(self) -> None:
+        for stream in self._own:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # closed by the code
