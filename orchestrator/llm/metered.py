@@ -1,0 +1,171 @@
+"""Each model call has its span, its price and its place in the tree's budget, however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from orchestrator.budget import Budget, Wanted
+from orchestrator.events import ModelCallEnded, ModelCallStarted, Outcome, Span, SpanKind
+from orchestrator.llm.prices import Price
+from orchestrator.seams import ChatModel, RequestTally, TextSink
+from orchestrator.values import Message, Reply, Spent, Usage
+
+# What chat templates put around a message: role names and separators. OpenAI's own take 3 or 4 tokens.
+_MESSAGE_TOKENS = 16
+# Typical of English text and code with byte-pair encodings; for estimates, never for bounds.
+_BYTES_PER_TOKEN = 4
+# Asked for under a token or cost limit when no output limit is set: room for a long answer and its reasoning.
+DEFAULT_OUTPUT_TOKENS = 16_384
+
+
+class Metered:
+    """Reserves before a call and settles after it, also one that fails or is cancelled.
+
+    Emits `ModelCallStarted` and `ModelCallEnded` on a child of the caller's span, and sets `Reply.cost_usd`. What a
+    call used and the API did not tell is estimated from its text, and counted in `Spent.estimated_calls`.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        budget: Budget,
+        price: Price | None = None,
+        *,
+        max_output_tokens: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._chat = chat
+        self._budget = budget
+        self._price = price
+        self._output_tokens = max_output_tokens or DEFAULT_OUTPUT_TOKENS
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        return self._chat.name
+
+    @property
+    def identity(self) -> str:
+        return self._chat.identity
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        span: Span,
+        on_text: TextSink | None = None,
+        *,
+        max_output_tokens: int | None = None,
+        tally: RequestTally | None = None,
+    ) -> Reply:
+        child = span.child(SpanKind.MODEL)
+        child.emit(ModelCallStarted(self.name, tuple(messages)))
+        started = self._clock()
+        outcome, error = Outcome.CANCELLED, ""
+        reply: Reply | None = None
+        try:
+            reply = await self._reserved(messages, child, on_text, max_output_tokens, tally or RequestTally())
+            outcome = Outcome.OK
+            return reply
+        except Exception as failure:
+            outcome, error = Outcome.FAILED, str(failure)
+            raise
+        finally:
+            child.emit(
+                ModelCallEnded(
+                    outcome=outcome,
+                    text=reply.text if reply else None,
+                    finish_reason=reply.finish_reason if reply else None,
+                    usage=reply.usage if reply else None,
+                    cost_usd=reply.cost_usd if reply else None,
+                    cached=reply.cached if reply else False,
+                    model=reply.model if reply else self.name,
+                    seconds=self._clock() - started,
+                    error=error,
+                )
+            )
+
+    async def _reserved(
+        self,
+        messages: Sequence[Message],
+        span: Span,
+        on_text: TextSink | None,
+        max_output_tokens: int | None,
+        tally: RequestTally,
+    ) -> Reply:
+        size = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages)
+        output = self._output_tokens if max_output_tokens is None else min(self._output_tokens, max_output_tokens)
+        wanted = Wanted(self.name, span.depth, _most_tokens(size, len(messages)), output, price=self._price)
+        read = _Read(on_text)
+        async with self._budget.reserve(wanted) as reservation:
+            allowed = reservation.max_output_tokens
+            try:
+                reply = await self._chat.chat(
+                    messages,
+                    span,
+                    read if on_text is not None else None,
+                    max_output_tokens=max_output_tokens if allowed is None else allowed,
+                    tally=tally,
+                )
+            except BaseException:
+                # Cancellation included: what was sent is paid for.
+                reservation.settle(self._lost(tally, _estimate(size, read.size), failed=True))
+                raise
+            if reply.cached:
+                reservation.settle(Spent(cached_calls=1))
+                return reply
+            lost = self._lost(tally, _estimate(size, 0), failed=False)
+            reservation.settle(self._answered(reply, size) + lost)
+            return replace(reply, cost_usd=self._cost(reply.usage))
+
+    def _answered(self, reply: Reply, size: int) -> Spent:
+        told = reply.usage is not None
+        usage = reply.usage or _estimate(size, len(reply.text.encode("utf-8", "surrogatepass")))
+        cost = self._cost(usage)
+        return Spent(
+            calls=1,
+            usage=usage,
+            cost_usd=cost or 0.0,
+            unpriced_calls=int(cost is None),
+            estimated_calls=int(not told),
+        )
+
+    def _lost(self, tally: RequestTally, each: Usage, *, failed: bool) -> Spent:
+        """What the requests cost that the API may have answered without anybody hearing it."""
+        usage = Usage(each.input_tokens * tally.open, each.output_tokens * tally.open)
+        cost = self._cost(usage)
+        made = int(failed and tally.sent > 0)
+        return Spent(
+            calls=made,
+            failed_calls=made,
+            usage=usage,
+            cost_usd=cost or 0.0,
+            unpriced_calls=int(cost is None and made and tally.open > 0),
+            estimated_calls=int(made and tally.open > 0),
+        )
+
+    def _cost(self, usage: Usage | None) -> float | None:
+        return None if usage is None or self._price is None else self._price(usage)
+
+
+class _Read:
+    """Passes a stream's pieces on, and knows how much came."""
+
+    def __init__(self, on_text: TextSink | None) -> None:
+        self._on_text = on_text
+        self.size = 0  # bytes
+
+    def __call__(self, text: str) -> None:
+        self.size += len(text.encode("utf-8", "surrogatepass"))
+        if self._on_text is not None:
+            self._on_text(text)
+
+
+def _most_tokens(size: int, messages: int) -> int:
+    """An upper bound: a token of a byte-level encoding is at least one byte of UTF-8."""
+    return size + _MESSAGE_TOKENS * (messages + 1)
+
+
+def _estimate(input_bytes: int, output_bytes: int) -> Usage:
+    return Usage(-(-input_bytes // _BYTES_PER_TOKEN), -(-output_bytes // _BYTES_PER_TOKEN))

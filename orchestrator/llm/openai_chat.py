@@ -1,0 +1,248 @@
+"""One model of an OpenAI-compatible chat completions API. One request a call: retries are another wrapper's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
+from orchestrator.events import Span
+from orchestrator.llm.openai_client import OpenAIClient
+from orchestrator.seams import RequestTally, TextSink
+from orchestrator.values import FinishReason, Message, Reply, Usage
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+_RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n", "timeout", "extra_headers"})
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
+
+_FINISH_REASONS: Mapping[str | None, FinishReason] = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+
+class OpenAIChat:
+    """Implements `seams.ChatModel` for one model name.
+
+    `options` are further request fields (`temperature`, `reasoning_effort`, ...), sent as they are.
+    `max_output_tokens` is the most tokens of one reply; None leaves it to the model.
+
+    A refusal is a `Reply` whose text is what the API gave as its reason; a null content is an empty text.
+
+    Raises `InvalidInput` for an option that belongs to this class.
+    """
+
+    def __init__(
+        self,
+        client: OpenAIClient,
+        model: str,
+        *,
+        max_output_tokens: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._max_output_tokens = max_output_tokens
+        self._options = dict(options or {})
+        if taken := sorted(_RESERVED & self._options.keys()):
+            raise InvalidInput("model_options", f"must not hold {taken[0]!r}.", "It is set by the orchestrator.")
+        if limits := sorted(set(_OUTPUT_LIMITS) & self._options.keys()):
+            raise InvalidInput(
+                "model_options", f"must not hold {limits[0]!r}.", "Set max_output_tokens (RLM_MAX_OUTPUT_TOKENS)."
+            )
+
+    @property
+    def name(self) -> str:
+        return self._model
+
+    @property
+    def identity(self) -> str:
+        """Equal for two of these exactly when equal messages are the same request: the key of a cache."""
+        parts = (self._client.base_url, self._model, self._max_output_tokens, self._options)
+        return json.dumps(parts, sort_keys=True, default=repr)
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        span: Span,
+        on_text: TextSink | None = None,
+        *,
+        max_output_tokens: int | None = None,
+        tally: RequestTally | None = None,
+    ) -> Reply:
+        self._client.check_loop()
+        tally = tally or RequestTally()
+        limits = [limit for limit in (self._max_output_tokens, max_output_tokens) if limit is not None]
+        limit = min(limits) if limits else None
+        while True:
+            outcome = await self._request(messages, limit, on_text, tally)
+            match outcome:
+                case Reply():
+                    return outcome
+                case ModelFailed():
+                    raise outcome
+                case _Adapted():
+                    continue
+
+    async def _request(
+        self, messages: Sequence[Message], limit: int | None, on_text: TextSink | None, tally: RequestTally
+    ) -> Reply | ModelFailed | _Adapted:
+        # Returned rather than raised, so that no SDK exception, which quotes the request, is chained to ours.
+        from orchestrator.llm import openai_sdk
+
+        body = self._body(messages, limit, streamed=on_text is not None)
+        tally.sent += 1
+        secret = self._client.secret
+        try:
+            async with asyncio.timeout(self._client.timeout_s):
+                if on_text is None:
+                    result = await self._client.sdk.chat.completions.create(**body)
+                    reply = self._read_plain(result)
+                else:
+                    reply = await self._stream(body, on_text)
+        except TimeoutError:
+            detail = f"no complete answer within {self._client.timeout_s:g} s. Raise request_timeout_s."
+            return ModelFailed(ModelFailure.TIMED_OUT, self._model, detail)
+        except ModelFailed as failed:
+            return failed
+        except Exception as error:
+            if self._adapt(openai_sdk.rejected_parameter(error), body):
+                tally.closed += 1
+                return _Adapted()
+            failure = openai_sdk.rename(error, self._model, secret)
+            if failure is None:
+                raise
+            if failure.unbilled:
+                tally.closed += 1
+            return failure.error
+        tally.closed += 1
+        return reply
+
+    def _body(self, messages: Sequence[Message], limit: int | None, *, streamed: bool) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": message.role.value, "content": message.content} for message in messages],
+        }
+        dialect = self._client.dialect
+        if limit is not None:
+            body[dialect.output_limit_field] = limit
+        if streamed:
+            body["stream"] = True
+            if dialect.stream_usage:
+                body["stream_options"] = {"include_usage": True}
+        # The SDK refuses keywords that it does not know; what other servers understand goes around it.
+        return {**body, "extra_body": self._options} if self._options else body
+
+    def _adapt(self, complaint: str, body: Mapping[str, Any]) -> bool:
+        """Learns from a rejected parameter; true when another try will differ, so that this ends."""
+        dialect = self._client.dialect
+        if "stream_options" in body and ("stream_options" in complaint or "include_usage" in complaint):
+            dialect.stream_usage = False
+            return True
+        for sent, other in (_OUTPUT_LIMITS, _OUTPUT_LIMITS[::-1]):
+            # "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
+            if sent in body and sent in complaint and other in complaint:
+                dialect.output_limit_field = other
+                return True
+        return False
+
+    def _malformed(self, detail: str) -> ModelFailed:
+        from orchestrator.llm import openai_sdk
+
+        return openai_sdk.malformed(self._model, detail, self._client.secret)
+
+    def _error_body(self, body: object) -> ModelFailed:
+        from orchestrator.llm import openai_sdk
+
+        return openai_sdk.error_body(self._model, body, self._client.secret)
+
+    def _read_plain(self, result: ChatCompletion | str) -> Reply:
+        if isinstance(result, str):  # the SDK hands out the text of an answer that is not JSON
+            raise self._malformed(f"expected JSON, got {result[:80]!r}")
+        if error := (result.model_extra or {}).get("error"):
+            raise self._error_body(error)
+        choices = result.choices  # nothing in an answer is checked by the SDK: any field may be missing
+        if not choices:
+            raise self._malformed("the answer has no choices")
+        message = getattr(choices[0], "message", None)
+        if message is None:
+            raise self._malformed("the answer's choice has no message")
+        collected = _Collected(model=result.model, usage=_usage(result.usage))
+        collected.text.append(_text(message.content))
+        collected.refusal.append(_text(getattr(message, "refusal", None)))
+        collected.finish = choices[0].finish_reason
+        return collected.reply(self._model)
+
+    async def _stream(self, body: dict[str, Any], on_text: TextSink) -> Reply:
+        collected = _Collected()
+        async with await self._client.sdk.chat.completions.create(**body) as stream:
+            media_type = stream.response.headers.get("content-type", "").split(";")[0].strip().lower()
+            if media_type in ("text/html", "application/json"):
+                raise self._malformed(f"expected a stream of events, got {media_type}")
+            async for chunk in stream:
+                collected.take(chunk, on_text)
+        if collected.finish is None and collected.usage is None:
+            raise ModelFailed(ModelFailure.CONNECTION, self._model, "the stream ended before the answer did")
+        return collected.reply(self._model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """The server turned a parameter down; the next request goes without it."""
+
+
+@dataclass(slots=True)
+class _Collected:
+    """A reply as it comes together."""
+
+    model: str | None = None
+    usage: Usage | None = None
+    finish: str | None = None
+    text: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
+
+    def take(self, chunk: ChatCompletionChunk, on_text: Callable[[str], None]) -> None:
+        self.model = chunk.model or self.model
+        self.usage = _usage(chunk.usage) or self.usage
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                if piece := _text(delta.content):
+                    self.text.append(piece)
+                    on_text(piece)
+                if piece := _text(getattr(delta, "refusal", None)):
+                    self.refusal.append(piece)
+            self.finish = choice.finish_reason or self.finish
+
+    def reply(self, configured_model: str) -> Reply:
+        text, refusal = "".join(self.text), "".join(self.refusal)
+        finish = FinishReason.REFUSAL if refusal else _FINISH_REASONS.get(self.finish, FinishReason.OTHER)
+        return Reply(text or refusal, finish, self.usage, self.model or configured_model)
+
+
+def _text(content: object) -> str:
+    """A content field as text: null is empty, and some servers send a list of parts."""
+    match content:
+        case str():
+            return content
+        case list():
+            return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+        case _:
+            return ""
+
+
+def _usage(usage: Any) -> Usage | None:
+    """Tokens, or None where the API left them out or sent something else than counts."""
+    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    match counts:
+        case (int() as prompt, int() as completion) if prompt >= 0 and completion >= 0:
+            cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
+            return Usage(prompt, completion, cached if isinstance(cached, int) else 0)
+        case _:
+            return None
