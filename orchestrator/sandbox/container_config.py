@@ -1,0 +1,89 @@
+"""The policy in the words of the Docker Engine API (ContainerCreate). Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.sandbox.engine import ContainerSpec
+from orchestrator.sandbox.policy import ENGINE_DEFAULT, Policy
+
+_MIB = 1024 * 1024
+
+
+def container_config(spec: ContainerSpec) -> dict[str, Any]:
+    """The body of the Engine API's ContainerCreate: the policy in the engine's words."""
+    policy = spec.policy
+    return {
+        "Image": spec.image_id,
+        "User": policy.user.value,
+        "WorkingDir": policy.workdir.value,
+        "Env": [f"{name}={value}" for name, value in sorted(spec.environment.items())],
+        "Labels": dict(spec.labels),
+        "NetworkDisabled": True,
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "OpenStdin": False,
+        "Tty": False,
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": _host_config(policy, spec.directory, spec.propagation),
+    }
+
+
+def _host_config(policy: Policy, directory: Path, propagation: str) -> dict[str, Any]:
+    tmp = policy.tmp.value
+    tmp_options = [*tmp.options, f"size={policy.tmp_mib.value}m", f"nr_inodes={tmp.inodes}"]
+    memory = policy.memory_mib.value * _MIB
+    config: dict[str, Any] = {
+        "NetworkMode": policy.network.value,
+        "GroupAdd": list(policy.supplementary_groups.value),
+        "CapDrop": list(policy.capabilities_dropped.value),
+        "CapAdd": [],
+        "Privileged": policy.privileged.value,
+        "SecurityOpt": _security_options(policy),
+        "ReadonlyRootfs": policy.read_only_root.value,
+        "Tmpfs": {tmp.path: ",".join(tmp_options)},
+        "ShmSize": policy.shm_mib.value * _MIB,
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": int(policy.cpus.value * 1e9),
+        "CpuShares": policy.cpu_shares.value,
+        "PidsLimit": policy.pids.value,
+        "Ulimits": [
+            _ulimit("nofile", policy.open_files.value),
+            _ulimit("core", policy.core_bytes.value),
+            _ulimit("memlock", policy.locked_memory_bytes.value),
+        ],
+        "OomScoreAdj": policy.oom_score_adj.value,
+        "OomKillDisable": False,
+        "IpcMode": policy.ipc.value,
+        "CgroupnsMode": policy.cgroup_namespace.value,
+        "LogConfig": {"Type": policy.log_driver.value, "Config": {}},
+        "Init": policy.init.value,
+        "RestartPolicy": {"Name": policy.restart.value},
+        "AutoRemove": False,  # how it ended is asked after its end
+        "Mounts": [
+            {
+                "Type": "bind",
+                "Source": str(directory),
+                "Target": policy.mount_target.value,
+                "ReadOnly": True,
+                "BindOptions": {"Propagation": propagation},
+            }
+        ],
+    }
+    if policy.runtime.value != ENGINE_DEFAULT:
+        config["Runtime"] = policy.runtime.value
+    return config
+
+
+def _security_options(policy: Policy) -> list[str]:
+    options = ["no-new-privileges:true"]
+    if (profile := policy.seccomp_profile) is not None:
+        options.append(f"seccomp={profile}")
+    return options
+
+
+def _ulimit(name: str, value: int) -> dict[str, Any]:
+    return {"Name": name, "Soft": value, "Hard": value}

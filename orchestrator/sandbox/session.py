@@ -1,0 +1,376 @@
+"""The conversation with one guest: who may say what when, and what becomes of the sandbox when it does not.
+
+Knows nothing of gRPC: `guest_server` carries the messages in and out. States: waiting for the guest, attached, open,
+lost. Lost is for good, and has one cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeVar, assert_never
+
+from orchestrator.errors import LossCause, SandboxLost
+from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
+from orchestrator.sandbox import wire
+from orchestrator.sandbox.cell import RunningCell
+from orchestrator.sandbox.engine import ContainerExit
+from orchestrator.sandbox.files import FileTransfers
+from orchestrator.sandbox.output import OutputOverrun
+from orchestrator.seams import Answer, OutputSink
+from orchestrator.tasks import TaskSet
+from orchestrator.values import Batch, CellResult, ContextInfo, Slot
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_ASKS_IN_FLIGHT = 64  # the guest keeps to this many too
+_BACKSTOP_MARGIN_S = 15.0
+_EXIT_WAIT_S = 5.0
+_LATELY_S = 5.0
+_HEARTBEATS_MAX = 100  # in one silence period; the guest sends one every few seconds
+_SIGKILLED = 137
+
+
+class AskRefused(Exception):
+    """A question that gets no answer. The text is fixed, and fit for the guest."""
+
+
+class AskNotNow(AskRefused):
+    """No cell runs, or questions are not allowed here."""
+
+
+class TooManyAsks(AskRefused):
+    """Too many are being answered already."""
+
+
+class AskCancelled(AskRefused):
+    """The cell ended first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    cell_timeout_s: float
+    cell_grace_s: float
+    silence_timeout_s: float
+    output_head_bytes: int
+    output_tail_bytes: int
+
+
+class _State(Enum):
+    EXPECTED = auto()
+    GREETING = auto()  # a stream is there, its Hello is not
+    ATTACHED = auto()
+    OPENING = auto()
+    OPEN = auto()
+    LOST = auto()
+
+
+# The guest does what it is told in the order in which it is told: a cell need not wait for Opened.
+_TAKES_CELLS = (_State.OPENING, _State.OPEN)
+
+
+class GuestSession:
+    """`exit_of` tells how the container ended, waiting for that a little; None when it has not."""
+
+    def __init__(
+        self, name: str, limits: SessionLimits, exit_of: Callable[[float], Awaitable[ContainerExit | None]]
+    ) -> None:
+        self.name = name
+        self._limits = limits
+        self._exit_of = exit_of
+        self._state = _State.EXPECTED
+        self._loss: SandboxLost | None = None
+        self._explaining = False
+        self._cell: RunningCell | None = None
+        self._cells = 0
+        self._answer: Answer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._attached: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._lost_now: asyncio.Future[None] = self._loop.create_future()
+        self._files = FileTransfers(name, self._send)
+        self._tasks = TaskSet()
+        self._heard = self._loop.time()
+        self._heartbeats = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self.outbox: asyncio.Queue[pb.AttachResponse | None] = asyncio.Queue()  # None: the stream's end
+        self.python_version = ""
+
+    @property
+    def usable(self) -> bool:
+        return self._state in (_State.ATTACHED, _State.OPEN) and not self._explaining
+
+    # --- the host's side ---
+
+    async def attached(self) -> None:
+        """Waits for the guest's Hello. Raises `SandboxLost`."""
+        await asyncio.shield(self._attached)
+
+    @property
+    def heard_lately(self) -> bool:
+        """Whether the guest has said anything within the time of two heartbeats, and a little."""
+        return self._loop.time() - self._heard < _LATELY_S
+
+    def begin(self, info: ContextInfo | None, file_name: str, answer: Answer | None) -> None:
+        """Gives the sandbox its work, once; cells may follow at once. Raises `SandboxLost`."""
+        self._check_usable()
+        self._answer = answer
+        self._open(info, file_name, "context")
+
+    async def opened(self) -> None:
+        """Waits until the guest has taken its work. Raises `SandboxLost`."""
+        await asyncio.shield(self._opened)
+
+    async def add_context(self, info: ContextInfo, file_name: str, variable: str) -> None:
+        """See `seams.Sandbox.add_context`."""
+        self._check_usable()
+        if self._state not in _TAKES_CELLS or self._cell is not None:
+            raise RuntimeError("a context is added between cells")
+        await self.opened()
+        self._opened = self._loop.create_future()
+        self._open(info, file_name, variable)
+        await self.opened()
+
+    def _open(self, info: ContextInfo | None, file_name: str, variable: str) -> None:
+        self._state = _State.OPENING
+        self._send(
+            wire.open_message(
+                info,
+                file_name,
+                queries_allowed=self._answer is not None,
+                head_bytes=self._limits.output_head_bytes,
+                tail_bytes=self._limits.output_tail_bytes,
+                variable=variable,
+            )
+        )
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """See `seams.Sandbox.write_file`."""
+        self._check_usable()
+        await self._transfer(self._files.write(path, data))
+
+    async def read_file(self, path: str) -> bytes:
+        """See `seams.Sandbox.read_file`."""
+        self._check_usable()
+        return await self._transfer(self._files.read(path))
+
+    async def lost(self) -> SandboxLost:
+        """See `seams.Sandbox.lost`."""
+        await asyncio.shield(self._lost_now)
+        return self._lost()
+
+    async def run(self, code: str, on_output: OutputSink | None, time_limit_s: float | None) -> CellResult:
+        """See `seams.Sandbox.run`."""
+        self._check_usable()
+        if self._state not in _TAKES_CELLS or self._cell is not None:
+            raise RuntimeError("one cell at a time, and only after open")
+        limits = self._limits
+        limit = limits.cell_timeout_s if time_limit_s is None else time_limit_s
+        self._cells += 1
+        cell = RunningCell(self._cells, limits.output_head_bytes, limits.output_tail_bytes, on_output)
+        self._cell = cell
+        self._send(wire.run_message(cell.number, code, limit, limits.cell_grace_s))
+        try:
+            return await cell.wait(limit + 2 * limits.cell_grace_s + _BACKSTOP_MARGIN_S)
+        except TimeoutError:
+            self.lose(LossCause.UNRESPONSIVE, f"a cell with a limit of {limit:g} s neither ended nor was killed")
+            raise self._lost() from None
+        except BaseException:
+            # Lost; or else cancelled, or the one who answers failed: then the cell goes on inside, and nothing can be
+            # run after it.
+            self._send(wire.interrupt_message(cell.number))
+            self.lose(LossCause.CLOSED, "its run was given up")
+            raise
+        finally:
+            self._cell = None
+            await cell.close()
+
+    async def interrupt(self) -> None:
+        if self._cell is not None and self._loss is None:
+            self._send(wire.interrupt_message(self._cell.number))
+
+    async def _transfer(self, transfer: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await transfer
+        except TimeoutError:
+            self.lose(LossCause.UNRESPONSIVE, "the guest did not answer for a file")
+            raise self._lost() from None
+
+    async def close(self) -> None:
+        self.lose(LossCause.CLOSED, "")
+        await self._tasks.close()
+
+    def lose(self, cause: LossCause, detail: str) -> None:
+        """Ends the sandbox; the first cause stands."""
+        if self._loss is not None:
+            return
+        loss = self._loss = SandboxLost(self.name, cause, detail)
+        self._state = _State.LOST
+        if cause is not LossCause.CLOSED:
+            logger.info("%s", loss)
+        if self._watch is not None:
+            self._watch.cancel()
+        self.outbox.put_nowait(None)
+        for waiter in (self._attached, self._opened):
+            if not waiter.done():
+                waiter.set_exception(loss)
+                waiter.exception()  # seen: nobody may be waiting
+        if self._cell is not None:
+            self._cell.fail(loss)
+        self._files.lose(loss)
+        self._lost_now.set_result(None)
+
+    # --- the guest's side ---
+
+    def stream_began(self) -> bool:
+        """Whether this stream is the one; there is only ever one."""
+        if self._state is not _State.EXPECTED:
+            return False
+        self._state = _State.GREETING
+        self._heard = self._loop.time()
+        self._look_again()
+        return True
+
+    def received(self, data: bytes) -> None:
+        """Takes a message as it came; one that breaks the protocol ends the sandbox."""
+        if self._loss is not None:
+            return
+        self._heard = self._loop.time()
+        try:
+            self._take(wire.read_message(data))
+        except (wire.ProtocolViolation, OutputOverrun) as error:
+            self.lose(LossCause.PROTOCOL, str(error))
+
+    def stream_ended(self) -> None:
+        """The guest hung up, which it never does of its own accord: how the container ended says why."""
+        if self._loss is None and not self._explaining:
+            self._explaining = True
+            self._tasks.spawn(self._explain(), f"{self.name}: why the stream ended")
+
+    def check_askable(self) -> tuple[RunningCell, Answer]:
+        """Who asks, and who answers. Raises `AskRefused` when a question cannot be asked now."""
+        cell, answer = self._cell, self._answer
+        if cell is None or answer is None or self._loss is not None:
+            raise AskNotNow("a question can only be asked while a cell runs")
+        if cell.questions_out >= MAX_ASKS_IN_FLIGHT:
+            raise TooManyAsks(f"at most {MAX_ASKS_IN_FLIGHT} calls may be in flight")
+        return cell, answer
+
+    async def ask(self, batch: Batch) -> Sequence[Slot]:
+        """Raises `AskRefused`."""
+        cell, answer = self.check_askable()
+
+        async def work() -> Sequence[Slot]:
+            slots = await answer(batch)
+            if len(slots) != len(batch.questions):
+                raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
+            return slots
+
+        task = cell.ask(work())
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled():
+            raise AskCancelled("the cell has ended")
+        if (error := task.exception()) is not None:
+            # The caller's failure, not the code's: it comes out of `run`, and the guest learns nothing of it.
+            cell.fail(error)
+            raise AskCancelled("the run has ended")
+        return task.result()
+
+    def _take(self, message: wire.GuestMessage) -> None:
+        if self._state is _State.GREETING and not isinstance(message, wire.Hello):
+            raise wire.ProtocolViolation("a first message that is not Hello")
+        match message:
+            case wire.Hello():
+                self._greeted(message)
+            case wire.Heartbeat():
+                self._heartbeats += 1
+                if self._heartbeats > _HEARTBEATS_MAX:
+                    raise wire.ProtocolViolation("a flood of heartbeats")
+            case wire.Opened():
+                if self._state is not _State.OPENING:
+                    raise wire.ProtocolViolation("Opened without an Open")
+                self._state = _State.OPEN
+                self._opened.set_result(None)
+            case wire.Output():
+                self._current_cell(message.cell).wrote(message)
+            case wire.CellEnded():
+                cell = self._current_cell(message.cell)
+                for output in message.outputs:
+                    self._current_cell(output.cell).wrote(output)
+                cell.ended(message)
+            case wire.FileEnded():
+                self._files.ended(message)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _greeted(self, hello: wire.Hello) -> None:
+        if self._state is not _State.GREETING:
+            raise wire.ProtocolViolation("a second Hello")
+        if hello.protocol_version != wire.PROTOCOL_VERSION:
+            raise wire.ProtocolViolation(
+                f"the image speaks protocol {hello.protocol_version}, this host {wire.PROTOCOL_VERSION}: "
+                "rebuild the image (make image)"
+            )
+        self.python_version = hello.python_version
+        self._state = _State.ATTACHED
+        self._attached.set_result(None)
+
+    def _current_cell(self, number: int) -> RunningCell:
+        if self._cell is None or self._cell.number != number:
+            raise wire.ProtocolViolation("a message about a cell that does not run")
+        return self._cell
+
+    async def _explain(self) -> None:
+        try:
+            ended = await self._exit_of(_EXIT_WAIT_S)
+        except Exception as error:
+            logger.debug("the engine could not say how %s ended", self.name, exc_info=error)
+            self.lose(LossCause.EXITED, "its connection ended, and the engine could not say why")
+            return
+        match ended:
+            case None:
+                self.lose(LossCause.PROTOCOL, "the guest ended its stream while its container ran on")
+            case ContainerExit(exit_code=code, out_of_memory=True) if code == _SIGKILLED:
+                self.lose(LossCause.OUT_OF_MEMORY, "the container hit its memory limit. Raise RLM_MEMORY_MIB")
+            case ContainerExit(exit_code=code) if code == _SIGKILLED:
+                # Under gVisor, the limit ends the container's kernel as a whole, and the engine does not see of what.
+                detail = f"the container was killed (status {code}): by its memory limit, or by somebody on this host"
+                self.lose(LossCause.EXITED, detail)
+            case ContainerExit(exit_code=code):
+                self.lose(LossCause.EXITED, f"the container ended with status {code}")
+
+    def _look_again(self) -> None:
+        # A loop that was itself held up reads what has come before it judges: silence must be found twice.
+        self._heartbeats = 0
+        self._watch = self._loop.call_later(self._limits.silence_timeout_s / 2, self._check_silence, False)
+
+    def _check_silence(self, suspected: bool) -> None:
+        silent_s = self._loop.time() - self._heard
+        if silent_s < self._limits.silence_timeout_s:
+            self._look_again()
+        elif not suspected:
+            self._watch = self._loop.call_later(min(1.0, self._limits.silence_timeout_s), self._check_silence, True)
+        else:
+            self.lose(LossCause.SILENT, f"not a word for {silent_s:.0f} s")
+
+    def _send(self, message: pb.AttachResponse) -> None:
+        if self._loss is None:
+            self.outbox.put_nowait(message)
+
+    def _check_usable(self) -> None:
+        if self._loss is not None:
+            raise self._lost()
+
+    def _lost(self) -> SandboxLost:
+        loss = self._loss
+        assert loss is not None
+        # A new one each time: an exception that is raised again keeps the traceback and context of before.
+        return SandboxLost(loss.name, loss.cause, loss.detail)

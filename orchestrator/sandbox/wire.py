@@ -1,0 +1,360 @@
+"""All parsing of what a guest sends, and all building of what it is sent.
+
+Every byte of a request is an attacker's. What comes out of here has known types, known sizes and known enum values; a
+guest that keeps its own caps never meets the ones here, which are larger, so going over one is a violation that ends
+the sandbox. Nothing is unpickled, imported or looked up by a name from the wire.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from google.protobuf.message import DecodeError
+
+from orchestrator.errors import FileFailure
+from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
+from orchestrator.sandbox import wire_shape
+from orchestrator.seams import MAX_FILE_BYTES
+from orchestrator.values import (
+    Answered,
+    Attachment,
+    Batch,
+    CellResult,
+    CellStatus,
+    CodeError,
+    ContextInfo,
+    ContextKind,
+    DeathCause,
+    Failed,
+    FailureReason,
+    FinalAnswer,
+    OutputStream,
+    Question,
+    Slot,
+    Variable,
+    WorkerDeath,
+)
+
+PROTOCOL_VERSION = 2
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_QUESTIONS = 10_000
+MAX_VARIABLES = 200
+_MAX_NAME = 4_096  # characters: class names, variable names, sizes
+_MAX_ERROR_TEXT = 1_048_576
+_MAX_CONCURRENT = 10_000
+_MAX_MESSAGE_FIELDS = 16  # of a message itself, repeated ones apart
+_MAX_PART_FIELDS = MAX_VARIABLES + 32  # of the one message in it
+_SMALL = 4_096  # bytes: too few to hold enough parts to matter, and most messages are so small
+
+
+class ProtocolViolation(Exception):
+    """A message that a guest that keeps the protocol cannot send. The text holds nothing that the guest chose."""
+
+
+class BadQuestion(Exception):
+    """An Ask that is refused, without an end to the sandbox: model-written code may have caused it."""
+
+
+class TooManyQuestions(BadQuestion):
+    """An Ask over the cap on questions."""
+
+
+# --- guest to host -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    protocol_version: int
+    python_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    cell: int
+    stream: OutputStream
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CellEnded:
+    """`result` has no output in it yet: that came in pieces before, the last of them in `outputs`."""
+
+    cell: int
+    result: CellResult
+    stdout_bytes: int
+    stderr_bytes: int
+    outputs: tuple[Output, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileEnded:
+    """`failure` None: it went well."""
+
+    number: int
+    failure: FileFailure | None
+    data: bytes
+
+
+GuestMessage = Hello | Heartbeat | Opened | Output | CellEnded | FileEnded
+
+_STREAMS = {pb.OUTPUT_STREAM_STDOUT: OutputStream.STDOUT, pb.OUTPUT_STREAM_STDERR: OutputStream.STDERR}
+_STATUSES = {
+    pb.CELL_STATUS_OK: CellStatus.OK,
+    pb.CELL_STATUS_ERROR: CellStatus.ERROR,
+    pb.CELL_STATUS_TIMED_OUT: CellStatus.TIMED_OUT,
+    pb.CELL_STATUS_INTERRUPTED: CellStatus.INTERRUPTED,
+    pb.CELL_STATUS_WORKER_DIED: CellStatus.WORKER_DIED,
+}
+_DEATHS = {
+    pb.DEATH_CAUSE_EXITED: DeathCause.EXITED,
+    pb.DEATH_CAUSE_CRASHED: DeathCause.CRASHED,
+    pb.DEATH_CAUSE_OUT_OF_MEMORY: DeathCause.OUT_OF_MEMORY,
+    pb.DEATH_CAUSE_TIMED_OUT: DeathCause.TIMED_OUT,
+    pb.DEATH_CAUSE_INTERRUPTED: DeathCause.INTERRUPTED,
+    pb.DEATH_CAUSE_PROTOCOL: DeathCause.PROTOCOL,
+}
+_FILE_FAILURES = {
+    pb.FILE_STATUS_INVALID_PATH: FileFailure.INVALID_PATH,
+    pb.FILE_STATUS_NOT_FOUND: FileFailure.NOT_FOUND,
+    pb.FILE_STATUS_NOT_REGULAR: FileFailure.NOT_REGULAR,
+    pb.FILE_STATUS_TOO_LARGE: FileFailure.TOO_LARGE,
+    pb.FILE_STATUS_DISK_FULL: FileFailure.DISK_FULL,
+    pb.FILE_STATUS_NOT_PERMITTED: FileFailure.NOT_PERMITTED,
+}
+_KINDS = {
+    pb.CONTEXT_KIND_TEXT: ContextKind.TEXT,
+    pb.CONTEXT_KIND_JSON: ContextKind.JSON,
+    pb.CONTEXT_KIND_BYTES: ContextKind.BYTES,
+}
+
+
+def read_message(data: bytes) -> GuestMessage:
+    """A message of the stream from its bytes. Raises `ProtocolViolation`."""
+    try:
+        if len(data) > _SMALL:
+            for _, payload in wire_shape.fields(data, _MAX_MESSAGE_FIELDS):
+                for _ in wire_shape.fields(payload, _MAX_PART_FIELDS):
+                    pass
+        return parse_message(pb.AttachRequest.FromString(data))
+    except wire_shape.TooManyFields:
+        raise ProtocolViolation("a message of more parts than there are") from None
+    except (wire_shape.Malformed, DecodeError):
+        raise ProtocolViolation("bytes that are no message") from None
+
+
+def read_questions(data: bytes) -> Batch:
+    """The questions of an Ask from its bytes. Raises `BadQuestion`, `TooManyQuestions`."""
+    try:
+        for _ in wire_shape.fields(data, MAX_QUESTIONS + _MAX_MESSAGE_FIELDS):
+            pass
+        return parse_questions(pb.AskRequest.FromString(data))
+    except wire_shape.TooManyFields:
+        raise TooManyQuestions(f"at most {MAX_QUESTIONS:,} questions may be asked at once") from None
+    except (wire_shape.Malformed, DecodeError):
+        raise BadQuestion("there is no question") from None
+
+
+def parse_message(request: pb.AttachRequest) -> GuestMessage:
+    """Raises `ProtocolViolation`."""
+    match request.WhichOneof("message"):
+        case "hello":
+            return Hello(request.hello.protocol_version, _name(request.hello.python_version, "python_version"))
+        case "heartbeat":
+            return Heartbeat()
+        case "opened":
+            return Opened()
+        case "output":
+            return _output(request.output)
+        case "cell_ended":
+            return _cell_ended(request.cell_ended)
+        case "file_ended":
+            return _file_ended(request.file_ended)
+        case _:
+            raise ProtocolViolation("a message of no known kind")
+
+
+def parse_questions(request: pb.AskRequest) -> Batch:
+    """Raises `BadQuestion`, `TooManyQuestions`."""
+    if not request.questions:
+        raise BadQuestion("there is no question")
+    if len(request.questions) > MAX_QUESTIONS:
+        raise TooManyQuestions(f"at most {MAX_QUESTIONS:,} questions may be asked at once")
+    if request.max_concurrent < 1:
+        raise BadQuestion("max_concurrent must be at least 1")
+    questions = tuple(Question(question.prompt, _attachment(question)) for question in request.questions)
+    return Batch(questions, min(request.max_concurrent, _MAX_CONCURRENT))
+
+
+def _output(output: pb.Output) -> Output:
+    stream = _STREAMS.get(output.stream)
+    if stream is None:
+        raise ProtocolViolation("output of no known stream")
+    if not output.data:
+        # Without a rule against these, a guest could keep us busy with messages that no cap counts.
+        raise ProtocolViolation("an empty piece of output")
+    return Output(output.cell, stream, output.offset, output.data)
+
+
+def _cell_ended(ended: pb.CellEnded) -> CellEnded:
+    status = _STATUSES.get(ended.status)
+    if status is None:
+        raise ProtocolViolation("a cell ended with no known status")
+    if not math.isfinite(ended.seconds) or ended.seconds < 0:
+        raise ProtocolViolation("a cell took no possible time")
+    if len(ended.variables) > MAX_VARIABLES:
+        raise ProtocolViolation(f"more than {MAX_VARIABLES} variables")
+    error = _code_error(ended.error) if ended.HasField("error") else None
+    death = _death(ended.worker_death) if ended.HasField("worker_death") else None
+    if (status is CellStatus.ERROR) and error is None:
+        raise ProtocolViolation("a cell failed without an error")
+    if (status is CellStatus.WORKER_DIED) != (death is not None):
+        raise ProtocolViolation("the worker's death and the cell's status do not agree")
+    result = CellResult(
+        status=status,
+        error=error,
+        death=death,
+        final=_final(ended.final_answer) if ended.HasField("final_answer") else None,
+        variables=tuple(
+            Variable(_name(v.name, "name"), _name(v.type_name, "type_name"), _name(v.size, "size"))
+            for v in ended.variables
+        ),
+        seconds=ended.seconds,
+    )
+    outputs = tuple(_output(output) for output in ended.outputs)
+    return CellEnded(ended.cell, result, ended.stdout_bytes, ended.stderr_bytes, outputs)
+
+
+def _file_ended(ended: pb.FileEnded) -> FileEnded:
+    failure = _FILE_FAILURES.get(ended.status)
+    if failure is None and ended.status != pb.FILE_STATUS_OK:
+        raise ProtocolViolation("a file with no known status")
+    if len(ended.data) > MAX_FILE_BYTES or (failure is not None and ended.data):
+        raise ProtocolViolation("a file that is too large, or that failed and has content")
+    return FileEnded(ended.number, failure, ended.data)
+
+
+def _code_error(error: pb.CodeError) -> CodeError:
+    return CodeError(
+        _name(error.type_name, "type_name"),
+        _text(error.message, _MAX_ERROR_TEXT, "message"),
+        _text(error.traceback, _MAX_ERROR_TEXT, "traceback"),
+    )
+
+
+def _death(death: pb.WorkerDeath) -> WorkerDeath:
+    cause = _DEATHS.get(death.cause)
+    if cause is None:
+        raise ProtocolViolation("the worker died of no known cause")
+    return WorkerDeath(cause, death.code)
+
+
+def _final(final: pb.FinalAnswer) -> FinalAnswer:
+    return FinalAnswer(final.text, _name(final.type_name, "type_name"), max(final.length, len(final.text)))
+
+
+def _attachment(question: pb.Question) -> Attachment | None:
+    if not question.HasField("context"):
+        return None
+    kind = _KINDS.get(question.context.kind)
+    if kind is None:
+        raise BadQuestion("a context of no known kind")
+    return Attachment(kind, question.context.data)
+
+
+def _name(text: str, field: str) -> str:
+    return _text(text, _MAX_NAME, field)
+
+
+def _text(text: str, limit: int, field: str) -> str:
+    if len(text) > limit:
+        raise ProtocolViolation(f"{field} is longer than {limit:,} characters")
+    return text
+
+
+# --- host to guest -----------------------------------------------------------------------------------------------
+
+_KINDS_OUT = {kind: number for number, kind in _KINDS.items()}
+_REASONS_OUT = {
+    FailureReason.MODEL: pb.FAILURE_REASON_MODEL,
+    FailureReason.REFUSED: pb.FAILURE_REASON_REFUSED,
+    FailureReason.TOO_LONG: pb.FAILURE_REASON_TOO_LONG,
+    FailureReason.BUDGET: pb.FAILURE_REASON_BUDGET,
+    FailureReason.DEADLINE: pb.FAILURE_REASON_DEADLINE,
+    FailureReason.SANDBOX: pb.FAILURE_REASON_SANDBOX,
+    FailureReason.INVALID: pb.FAILURE_REASON_INVALID,
+}
+
+
+def open_message(
+    info: ContextInfo | None,
+    file_name: str,
+    *,
+    queries_allowed: bool,
+    head_bytes: int,
+    tail_bytes: int,
+    variable: str = "context",
+) -> pb.AttachResponse:
+    context = None
+    if info is not None:
+        context = pb.Context(
+            kind=_KINDS_OUT[info.kind], file_name=file_name, size_bytes=info.size_bytes, variable=variable
+        )
+    return pb.AttachResponse(
+        open=pb.Open(
+            context=context,
+            queries_allowed=queries_allowed,
+            output_head_bytes=head_bytes,
+            output_tail_bytes=tail_bytes,
+        )
+    )
+
+
+def run_message(cell: int, code: str, time_limit_s: float, grace_s: float) -> pb.AttachResponse:
+    return pb.AttachResponse(
+        run_cell=pb.RunCell(cell=cell, code=_encodable(code), time_limit_s=time_limit_s, grace_s=grace_s)
+    )
+
+
+def interrupt_message(cell: int) -> pb.AttachResponse:
+    return pb.AttachResponse(interrupt=pb.Interrupt(cell=cell))
+
+
+def write_file_message(number: int, path: str, data: bytes) -> pb.AttachResponse:
+    return pb.AttachResponse(write_file=pb.WriteFile(number=number, path=path, data=data))
+
+
+def read_file_message(number: int, path: str) -> pb.AttachResponse:
+    return pb.AttachResponse(read_file=pb.ReadFile(number=number, path=path))
+
+
+def answer_message(slots: Sequence[Slot]) -> pb.AskResponse:
+    return pb.AskResponse(slots=[_slot(slot) for slot in slots])
+
+
+def _slot(slot: Slot) -> pb.Slot:
+    match slot:
+        case Answered(text):
+            return pb.Slot(text=_encodable(text))
+        case Failed(reason, message):
+            return pb.Slot(failure=pb.Failure(reason=_REASONS_OUT[reason], message=_encodable(message)))
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _encodable(text: str) -> str:
+    # A model's JSON may hold a lone surrogate, which no UTF-8 field can carry.
+    return text.encode("utf-8", "replace").decode("utf-8")
