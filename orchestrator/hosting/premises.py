@@ -1,0 +1,204 @@
+"""What the desks of one service share: the orchestrator, the store, the rules, the room, and the open door."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from orchestrator.build import Orchestrator
+from orchestrator.errors import InvalidInput, NotFound, QuotaExceeded, ShuttingDown, TooLarge
+from orchestrator.events import Sink
+from orchestrator.hosting.clock import Clock
+from orchestrator.hosting.orders import Uploaded
+from orchestrator.hosting.principals import Principal
+from orchestrator.hosting.settings import HostingSettings
+from orchestrator.store.asynchronous import StoreThreads
+from orchestrator.store.database import Store
+from orchestrator.store.rows import StoredContext, Total
+from orchestrator.values import Attachment, Context, Limits, Spent
+from orchestrator.wire.caps import LABEL_BYTES, LABELS, REQUEST_ID_CHARS
+
+logger = logging.getLogger(__name__)
+S = TypeVar("S", bound=msgspec.Struct)
+
+SinksOf = Callable[[Mapping[str, str]], Sequence[Sink]]  # further sinks for one run, given its trace context
+
+_REQUEST_ID = re.compile(rf"[\x20-\x7e]{{0,{REQUEST_ID_CHARS}}}")
+_GONE_KEPT = 1000
+
+
+class Room:
+    """Places for sandboxes that stay: sessions and kept sandboxes together, of all and of each principal."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._taken: Counter[str] = Counter()
+
+    def take(self, principal: Principal) -> None:
+        """Raises `QuotaExceeded`."""
+        taken, own = self._taken.total(), principal.quotas.max_sandboxes
+        if own is not None and self._taken[principal.name] >= own:
+            raise QuotaExceeded(
+                "max_sandboxes", own, self._taken[principal.name], "Close a session, or delete a sandbox, first."
+            )
+        if taken >= self._places:
+            raise QuotaExceeded(
+                "kept_sandboxes",
+                self._places,
+                taken,
+                "The rest of RLM_CAPACITY is for runs: close a session or delete a sandbox, or raise it.",
+            )
+        self._taken[principal.name] += 1
+
+    def give_back(self, principal: str) -> None:
+        self._taken[principal] -= 1
+
+
+class Gone:
+    """What became of things that are no longer there, as long as somebody may ask: a text for their owner."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._reasons: OrderedDict[str, tuple[str, str]] = OrderedDict()
+
+    def add(self, identifier: str, principal: str, reason: str) -> None:
+        self._reasons[identifier] = principal, reason
+        while len(self._reasons) > _GONE_KEPT:
+            self._reasons.popitem(last=False)
+
+    def error(self, identifier: str, principal: Principal) -> NotFound:
+        owner, reason = self._reasons.get(identifier, ("", ""))
+        return NotFound(self._what, identifier, reason if owner and principal.may_see(owner) else "")
+
+
+@dataclass(slots=True)
+class Premises:
+    orchestrator: Orchestrator
+    store: Store
+    threads: StoreThreads
+    settings: HostingSettings
+    clock: Clock
+    room: Room
+    sinks_of: SinksOf
+    closing: bool = False
+    live_totals: dict[str, Callable[[], tuple[str, Spent]]] = field(default_factory=dict)
+
+    @property
+    def kept_height(self) -> int:
+        """What a kept sandbox leaves free beneath it: the deepest run must be able to finish beside all that stay."""
+        return self.settings.max_depth - 1
+
+    def check_open(self) -> None:
+        """Raises `ShuttingDown`."""
+        if self.closing:
+            raise ShuttingDown
+
+    async def spent_by(self, principal: str) -> Total:
+        """What it has used so far, with what is under way."""
+        total = await self.threads.call(self.store.total_of, principal)
+        cost_usd, tokens = total.cost_usd, total.tokens
+        for look in self.live_totals.values():
+            owner, spent = look()
+            if owner == principal:
+                cost_usd += spent.cost_usd
+                tokens += spent.usage.total_tokens
+        return Total(cost_usd, tokens)
+
+    async def within_quota(self, principal: Principal, limits: Limits) -> Limits:
+        """The limits, narrowed to what is left of the principal's totals. Raises `QuotaExceeded` when nothing is."""
+        quotas = principal.quotas
+        if quotas.max_cost_usd is None and quotas.max_tokens is None:
+            return limits
+        used = await self.spent_by(principal.name)
+        cost, tokens = limits.max_cost_usd, limits.max_tokens
+        if quotas.max_cost_usd is not None:
+            left_usd = quotas.max_cost_usd - used.cost_usd
+            if left_usd <= 0:
+                raise QuotaExceeded("max_cost_usd", quotas.max_cost_usd, used.cost_usd, "Ask the operator for more.")
+            cost = left_usd if cost is None else min(cost, left_usd)
+        if quotas.max_tokens is not None:
+            left = quotas.max_tokens - used.tokens
+            if left <= 0:
+                raise QuotaExceeded("max_tokens", quotas.max_tokens, used.tokens, "Ask the operator for more.")
+            tokens = left if tokens is None else min(tokens, left)
+        return msgspec.structs.replace(limits, max_cost_usd=cost, max_tokens=tokens)
+
+    @asynccontextmanager
+    async def uploaded(self, context_id: str, principal: Principal) -> AsyncIterator[StoredContext]:
+        """A stored context that cannot be removed during the block. Raises `NotFound`."""
+        self.store.hold_context(context_id)
+        try:
+            found = await self.threads.call(self.store.find_context, context_id)
+            if found is None or not principal.may_see(found.principal):
+                raise NotFound("context", context_id)
+            yield found
+        finally:
+            self.store.release_context(context_id)
+
+    @asynccontextmanager
+    async def context(self, given: Attachment | Uploaded | None, principal: Principal) -> AsyncIterator[Context | None]:
+        """What an order has along, at rest for the block. Raises `NotFound`, `InvalidInput`, `TooLarge`."""
+        match given:
+            case None:
+                yield None
+            case Uploaded(context_id):
+                async with self.uploaded(context_id, principal) as stored:
+                    yield Context(stored.path, stored.info)
+            case Attachment():
+                most = self.settings.max_inline_bytes
+                if len(given.data) > most:
+                    raise TooLarge("max_inline_bytes", most, len(given.data), "Upload it first, and give its id.")
+                context = await self.orchestrator.contexts.put_attachment(given)
+                try:
+                    yield context
+                finally:
+                    await self.orchestrator.contexts.drop(context)
+
+
+def check_order(request_id: str, labels: Mapping[str, str]) -> None:
+    """Raises `InvalidInput`."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidInput(
+            "request_id", f"must be at most {REQUEST_ID_CHARS} printable ASCII characters.", "A UUID is a good choice."
+        )
+    if len(labels) > LABELS:
+        raise InvalidInput("labels", f"may be {LABELS} at most; there are {len(labels)}.")
+    for pair in labels.items():
+        if not pair[0] or any(len(text.encode("utf-8", "replace")) > LABEL_BYTES for text in pair):
+            raise InvalidInput(
+                "labels", f"need a name, and names and values have at most {LABEL_BYTES} bytes: {pair[0][:40]!r}."
+            )
+
+
+def order_hash(*parts: Any) -> str:
+    """Equal for orders that say the same. Data is hashed by itself, so that a large context is not copied."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Attachment):
+            part = (part.kind, hashlib.sha256(part.data).hexdigest())
+        elif isinstance(part, Mapping):
+            part = sorted(part.items())
+        digest.update(msgspec.json.encode(part) + b"\n")
+    return digest.hexdigest()
+
+
+def converted(kind: type[S], base: S, given: Mapping[str, object]) -> S:
+    """`base` with these changes, each checked by the rules of `kind`. Raises `InvalidInput` naming the setting."""
+    names = kind.__struct_fields__
+    for name, value in given.items():
+        if name not in names:
+            raise InvalidInput(name, "is not a setting of a run.", f"Settings are: {', '.join(names)}.")
+        try:
+            msgspec.convert({name: value}, kind)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(name, f"{error} (it is {value!r}).") from None
+    values = {name: getattr(base, name) for name in names}
+    return msgspec.convert(values | dict(given), kind)
