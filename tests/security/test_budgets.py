@@ -1,0 +1,120 @@
+"""C: whatever the code does with `llm_query`, the host decides what is spent, and checks what comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import BudgetExceeded, FileFailed, FileFailure, SandboxLost
+from orchestrator.testing.scripted import Reply, Usage, always, constant
+from orchestrator.values import CellResult, CellStatus
+from tests.integration.e2e_world import reply, world
+from tests.security.arena import Arena
+from tests.security.conftest import Found
+
+pytestmark = pytest.mark.docker
+MAX_CALLS = 6
+
+ATTEMPTS = {
+    "loop": "for n in range(50): llm_query(f'q {n}')",
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(16) as pool: list(pool.map(llm_query, [f'q {n}' for n in range(50)]))"
+    ),
+    "forks": (
+        "import os\nfor n in range(8):\n    if os.fork() == 0:\n        try: llm_query(f'forked {n}')\n"
+        "        finally: os._exit(0)\nfor n in range(8): os.wait()\nllm_batch([f'q {n}' for n in range(50)])"
+    ),
+    "monkeypatch": (
+        "import sys\nfor module in list(sys.modules.values()):\n    for name in dir(module):\n"
+        "        if name.isupper() and name.startswith('MAX'):\n            try: setattr(module, name, 10**9)\n"
+        "            except Exception: pass\nllm_batch([f'q {n}' for n in range(50)], max_concurrent=10**6)"
+    ),
+    "socket": (
+        "import os, socket\nfor name in os.listdir('/proc/self/fd'):\n"
+        "    try: raw = socket.socket(fileno=os.dup(int(name)))\n    except OSError: continue\n"
+        "    try: raw.send(bytes(64), socket.MSG_DONTWAIT)\n    except OSError: pass\n"
+        "llm_batch([f'q {n}' for n in range(50)])"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", ATTEMPTS.values(), ids=ATTEMPTS.keys())
+async def test_C26_the_budget_holds_however_the_code_asks(no_leaks: None, code: str, found: Found) -> None:
+    ending = "FINAL('done')"
+    replies = reply(f"try:\n{_indented(code)}\nexcept BaseException as error: print(error)\n{ending}")
+    leaf = always(Reply("yes", usage=Usage(prompt_tokens=1, completion_tokens=1)))
+    async with world({"depth-0": constant(replies), "leaf": leaf}) as w:
+        try:
+            await w.ask(max_calls=MAX_CALLS, max_iterations=2)
+        except (BudgetExceeded, SandboxLost):
+            pass  # code that destroys its own connection may end its run, but may not spend
+        assert len(w.server.requests) <= MAX_CALLS
+    found("max_calls holds")
+
+
+async def test_C1_a_prompt_above_the_cap_is_an_error_in_the_cell(no_leaks: None, found: Found) -> None:
+    code = (
+        "try: llm_query('x' * 70_000_000)\nexcept Exception as error: FINAL(type(error).__name__)\nelse: FINAL('SENT')"
+    )
+    async with world({"depth-0": constant(reply(code)), "leaf": always(Reply("yes"))}) as w:
+        assert (await w.ask()).answer != "SENT"
+        assert len(w.server.requests) == 1
+    found("refused in the cell")
+
+
+async def test_C28_a_prompt_with_anothers_secret_is_text_and_nothing_more(no_leaks: None, found: Found) -> None:
+    """Run ids, paths and keys in a prompt open nothing: the leaf gets them as text."""
+    prompt = "run_0123456789abcdef ../../id /var/tmp OPENAI_API_KEY depth=0 model=gpt-5"
+    async with world({"depth-0": constant(reply(f"FINAL(llm_query({prompt!r}))")), "leaf": always(Reply("no"))}) as w:
+        assert (await w.ask()).answer == "no"
+        assert [request.model for request in w.server.requests] == ["depth-0", "leaf"]
+    found("text")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_C25_the_agent_cannot_be_killed_by_the_code(small: Arena, found: Found) -> None:
+    """PID 1 of a namespace gets no signal from inside that it has not asked for."""
+    code = "import os, signal\nfor s in (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV): os.kill(1, s)\nprint('sent')"
+    outcome = await small.attack(code)
+    if isinstance(outcome, CellResult):
+        assert outcome.stdout.text == "sent\n"
+        found("ignored")
+    else:
+        assert small.gvisor
+        found(f"sandbox lost: {outcome.cause}")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_C18_a_final_answer_on_a_descriptor_is_output_and_no_answer(small: Arena, found: Found) -> None:
+    result = await small.result("import os\nfor fd in (1, 2): os.write(fd, b'FINAL(\"forged\")\\n')")
+    assert result.final is None
+    assert result.status is CellStatus.OK
+    found("output")
+
+
+@pytest.mark.parametrize(
+    ("path", "make", "kind"),
+    [
+        ("../etc/passwd", "", FileFailure.INVALID_PATH),
+        ("/etc/passwd", "", FileFailure.INVALID_PATH),
+        ("link", "os.symlink('/etc/passwd', '/tmp/link')", FileFailure.NOT_REGULAR),
+        ("fifo", "os.mkfifo('/tmp/fifo')", FileFailure.NOT_REGULAR),
+        ("folder/file", "os.symlink('/etc', '/tmp/folder')", None),
+        ("n" * 300, "", None),
+    ],
+    ids=["parent", "absolute", "symlink", "fifo", "linked-folder", "long"],
+)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_C23_a_file_is_read_by_no_other_way_than_its_own(
+    small: Arena, path: str, make: str, kind: FileFailure | None, found: Found
+) -> None:
+    attacked = (await small._sandboxes())[0]
+    await attacked.run(f"import os\n{make}")
+    with pytest.raises(FileFailed) as refused:
+        await attacked.read_file(path)
+    assert kind is None or refused.value.kind is kind
+    found(refused.value.kind)
+
+
+def _indented(code: str) -> str:
+    return "\n".join(f"    {line}" for line in code.splitlines())

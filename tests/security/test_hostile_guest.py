@@ -1,0 +1,387 @@
+"""C: a hostile client on a sandbox's socket in place of our agent. It is refused or lost; its neighbor notices nothing.
+
+No container is needed: the guest's side of the socket is all an attacker's anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from orchestrator.errors import LossCause, SandboxLost
+from orchestrator.folds.printable import printable
+from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
+from orchestrator.sandbox import wire
+from orchestrator.sandbox.engine import ContainerExit
+from orchestrator.sandbox.guest_server import GuestServer
+from orchestrator.sandbox.session import GuestSession
+from orchestrator.values import Answered, Batch, Slot
+from tests.contract.test_sandbox_session import LIMITS, conversation
+from tests.security.arena import timed
+from tests.security.conftest import Found
+from tests.security.raw_guest import RawGuest, raw_guest
+from tests.unit.sandbox_doubles import HELLO, ScriptedGuest, ended, output
+
+RESOURCE_EXHAUSTED, FAILED_PRECONDITION, INVALID_ARGUMENT, UNIMPLEMENTED = "8", "9", "3", "12"
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_MEMORY_SLACK = 160 << 20  # bytes: two messages of the largest size, and an allocator's slack
+
+
+@dataclass
+class Attack:
+    session: GuestSession
+    socket: Path
+    check: Callable[[], Any]
+
+
+@asynccontextmanager
+async def attacked(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Attack]:
+    """A server without a guest yet, beside a neighbor whose cells run and ask; nothing unhandled may be logged."""
+    unhandled: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+
+    async def exit_of(_: float) -> ContainerExit | None:
+        return None
+
+    async def shout(batch: Batch) -> Sequence[Slot]:
+        return [Answered(question.prompt.upper()) for question in batch.questions]
+
+    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        reply = await guest.stub.Ask(pb.AskRequest(questions=[pb.Question(prompt=cell.code)], max_concurrent=1))
+        data = reply.slots[0].text.encode()
+        await guest.send(output(cell.cell, 0, data))
+        await guest.send(ended(cell.cell, stdout_bytes=len(data)))
+
+    memory = _resident_bytes()
+    with tempfile.TemporaryDirectory(prefix="rlm-") as directory, caplog.at_level(logging.WARNING):
+        socket = Path(directory, "host.sock")
+        session = GuestSession("attacked", LIMITS, exit_of)
+        async with conversation(ask, answer=shout) as neighbor, GuestServer(session, socket):
+
+            async def check() -> None:
+                await timed(answers())
+
+            async def answers() -> None:
+                result = await neighbor.session.run("well?", None, 20)
+                assert result.stdout.text == "WELL?"
+
+            yield Attack(session, socket, check)
+            await check()
+        assert not unhandled, unhandled
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    gc.collect()
+    assert _resident_bytes() < memory + _MEMORY_SLACK
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def greeted(guest: RawGuest, attack: Attack) -> int:
+    stream = guest.open("Attach")
+    guest.message(stream, HELLO.SerializeToString())
+    await guest.flush()
+    await attack.session.attached()
+    return stream
+
+
+async def test_C3_an_item_of_1_GB_is_refused_by_its_announced_length(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        stream = guest.open("Attach")
+        guest.message(stream, b"x" * 1000, claim=1 << 30)
+        await guest.flush()
+        await guest.until(stream)
+        assert guest.ended or stream in guest.resets or guest.statuses[stream] == RESOURCE_EXHAUSTED
+        found("RESOURCE_EXHAUSTED")
+
+
+async def test_C4_10000_calls_opened_and_reset_at_once_starve_nobody(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    """The rapid reset of CVE-2023-44487."""
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        await guest.flush()
+        for number in range(10_000):
+            stream = guest.open("Ask")
+            guest.http.reset_stream(stream)
+            if number % 500 == 0:
+                await guest.flush()
+                await attack.check()
+            if guest.ended:
+                break
+        await guest.flush()
+        await attack.check()
+        found(f"its own connection only, after {number + 1:,}")
+
+
+async def test_C9_calls_without_a_cell_are_FAILED_PRECONDITION_by_the_thousand(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        question = pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1).SerializeToString()
+        for number in range(1_000):
+            stream = guest.open("Ask")
+            guest.message(stream, question, end=True)
+            await guest.flush()
+            await guest.until(stream)
+            assert guest.statuses[stream] == FAILED_PRECONDITION
+            if number % 250 == 0:
+                await attack.check()
+        found("FAILED_PRECONDITION")
+
+
+async def test_C9_calls_after_the_sandboxs_end_find_nobody(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        attack.session.lose(LossCause.CLOSED, "")
+        stream = guest.open("Ask")
+        guest.message(stream, b"", end=True)
+        await guest.flush()
+        await guest.until(stream)
+        assert guest.ended or stream in guest.resets or guest.statuses[stream] == FAILED_PRECONDITION
+        found("FAILED_PRECONDITION")
+
+
+async def test_C6_C17_slow_and_half_open_streams_hold_up_nobody(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        for _ in range(40):
+            stream = guest.open("Ask")  # never a body
+            guest.http.send_data(stream, b"\0")
+        await guest.flush()
+        await attack.check()
+        found("held by none but its own")
+
+
+async def test_C7_a_second_stream_on_the_socket_is_refused(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        stream = guest.open("Attach")
+        guest.message(stream, HELLO.SerializeToString())
+        await guest.flush()
+        await guest.until(stream)
+        assert guest.statuses[stream] == FAILED_PRECONDITION
+        assert not attack.socket.exists(), "the socket's name is still there for others"
+        found("FAILED_PRECONDITION; no name to dial")
+
+
+async def test_C12_a_call_or_a_message_of_no_known_kind(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        attach = await greeted(guest, attack)
+        stream = guest.open("Exec", end=True)
+        await guest.flush()
+        await guest.until(stream)
+        assert guest.statuses[stream] == UNIMPLEMENTED
+        guest.message(attach, b"\xfa\x3e\x04pwnd")  # field 1007: unknown, so that no message is set
+        await guest.flush()
+        assert (await attack.session.lost()).cause is LossCause.PROTOCOL
+        found("UNIMPLEMENTED; sandbox ended: protocol")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x0a" + b"\xff" * 9 + b"\x7f",  # a length over all bounds
+        b"\x0b" * 15_000,  # groups in groups
+        pickle.dumps(os.getcwd),
+        os.urandom(4096),
+    ],
+    ids=["C12-length", "C14-nesting", "C20-pickle", "noise"],
+)
+async def test_C14_C20_bytes_that_are_no_message_end_the_sandbox(
+    caplog: pytest.LogCaptureFixture, data: bytes, found: Found
+) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        attach = await greeted(guest, attack)
+        guest.message(attach, data)
+        await guest.flush()
+        loss = await attack.session.lost()
+        assert loss.cause is LossCause.PROTOCOL
+        found("sandbox ended: protocol")
+
+
+async def test_C15_huge_metadata_is_refused(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        await greeted(guest, attack)
+        # gRPC reads the first such block of a connection whole; from then on its cap of 16 KiB holds.
+        said = []
+        for _ in range(3):
+            stream = guest.open("Ask", [(f"x-{number}", "y" * 1000) for number in range(600)], end=True)
+            await guest.flush()
+            await guest.until(stream)
+            said.append(guest.statuses.get(stream, RESOURCE_EXHAUSTED))
+        assert set(said) <= {RESOURCE_EXHAUSTED, FAILED_PRECONDITION}
+        assert said[1:] == [RESOURCE_EXHAUSTED] * 2
+        found("RESOURCE_EXHAUSTED")
+
+
+async def test_C24_a_compression_bomb_is_refused_unpacked(caplog: pytest.LogCaptureFixture, found: Found) -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        stream = guest.open("Attach", [("grpc-encoding", "gzip")])
+        guest.message(stream, bomb[:60_000], claim=len(bomb), flag=1)
+        await guest.flush()
+        await guest.until(stream)
+        assert guest.statuses.get(stream) in (UNIMPLEMENTED, RESOURCE_EXHAUSTED, "13") or stream in guest.resets
+        found("UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize(
+    "noise", [b"GET / HTTP/1.1\r\n\r\n", os.urandom(65536), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 9000]
+)
+async def test_C17_what_is_no_HTTP2_is_hung_up_on(caplog: pytest.LogCaptureFixture, noise: bytes, found: Found) -> None:
+    async with attacked(caplog) as attack:
+        reader, writer = await asyncio.open_unix_connection(str(attack.socket))
+        writer.write(noise)
+        try:
+            while await reader.read(65536):
+                pass
+        except ConnectionError:
+            pass  # as good an end as any
+        writer.close()
+        found("hung up")
+
+
+def forged(**fields: Any) -> pb.AttachRequest:
+    return pb.AttachRequest(cell_ended=pb.CellEnded(**fields))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        forged(cell=1, status=pb.CELL_STATUS_OK),
+        forged(cell=1, status=99),
+        pb.AttachRequest(opened=pb.Opened()),
+        pb.AttachRequest(output=pb.Output(cell=7, stream=pb.OUTPUT_STREAM_STDOUT, data=b"FINAL(1)")),
+        pb.AttachRequest(hello=pb.Hello(protocol_version=wire.PROTOCOL_VERSION)),
+        pb.AttachRequest(file_ended=pb.FileEnded(number=9, status=pb.FILE_STATUS_OK, data=b"x")),
+    ],
+    ids=["C11-cell", "C12-enum", "C11-opened", "C18-output", "C11-hello", "C11-file"],
+)
+async def test_C11_C18_forged_messages_out_of_turn_end_the_sandbox(
+    caplog: pytest.LogCaptureFixture, request_: pb.AttachRequest, found: Found
+) -> None:
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        attach = await greeted(guest, attack)
+        guest.message(attach, request_.SerializeToString())
+        await guest.flush()
+        assert (await attack.session.lost()).cause is LossCause.PROTOCOL
+        found("sandbox ended: protocol")
+
+
+async def test_C2_C4_a_batch_of_a_million_and_10000_calls_are_RESOURCE_EXHAUSTED(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    """In a cell, where questions are taken; what is answered is counted."""
+    answered: list[int] = []
+    go_on = asyncio.Event()
+
+    async def answer(batch: Batch) -> Sequence[Slot]:
+        answered.append(len(batch.questions))
+        await go_on.wait()
+        return [Answered("yes") for _ in batch.questions]
+
+    async def attack(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        empty = pb.AskRequest(questions=[pb.Question()]).SerializeToString()
+        many = pb.AskRequest.FromString(empty * 1_000_000)
+        with pytest.raises(grpc.RpcError) as refused:
+            await guest.stub.Ask(many)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        del many, refused  # the attacker's own memory
+        one = pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1 << 31)
+        # A wave is far more than the host lets be under way; all at once would only fill this process, the attacker's.
+        for _ in range(5):
+            wave = [asyncio.ensure_future(_status(guest.stub.Ask(one))) for _ in range(2_000)]
+            await asyncio.wait(wave, return_when=asyncio.FIRST_COMPLETED)  # one is refused while the others are held
+            go_on.set()
+            codes = {await call for call in wave}
+            assert codes <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
+        await guest.send(ended(cell.cell))
+
+    broken: list[BaseException] = []
+
+    async def tell(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        try:
+            await attack(guest, cell)
+        except BaseException as error:
+            broken.append(error)
+            await guest.send(ended(cell.cell))
+
+    async with attacked(caplog), conversation(tell, answer=answer) as hostile:
+        await hostile.session.run("attack", None, 120)
+    assert broken == []
+    assert set(answered) == {1}
+    found(f"RESOURCE_EXHAUSTED; {len(answered):,} of 10,000 asked")
+
+
+async def _status(call: Any) -> str:
+    try:
+        await call
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+async def test_C10_the_guest_has_no_word_for_a_depth_a_model_a_path_or_an_address(found: Found) -> None:
+    """What is not in the protocol cannot be believed; a new field is a decision that this test asks for."""
+    fields = {
+        name: sorted(field.name for field in pb.DESCRIPTOR.message_types_by_name[name].fields)
+        for name in ("AskRequest", "Question", "Attachment")
+    }
+    assert fields == {
+        "AskRequest": ["max_concurrent", "questions"],
+        "Question": ["context", "prompt"],
+        "Attachment": ["data", "kind"],
+    }
+    found("no such field")
+
+
+async def test_C21_controls_in_a_guests_text_do_not_reach_a_terminal(found: Found) -> None:
+    text = "\x1b]0;owned\x07\x1b[2J\x9b31mred\u202egnp.exe\u2066\r\nline\x08"
+    assert printable(text) == "redgnp.exe\nline"
+    found("stripped")
+
+
+async def test_C29_questions_during_the_end_are_cancelled_and_waited_for(found: Found) -> None:
+    asked = asyncio.Event()
+    cancelled: list[bool] = []
+
+    async def answer(_: Batch) -> Sequence[Slot]:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        raise AssertionError("nobody sets it")
+
+    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        await _status(guest.stub.Ask(pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1)))
+
+    async with conversation(ask, answer=answer) as talking:
+        running = asyncio.create_task(talking.session.run("x", None, 20))
+        await asked.wait()
+        await talking.session.close()
+        with pytest.raises(SandboxLost):
+            await running
+    assert cancelled == [True]
+    found("cancelled")

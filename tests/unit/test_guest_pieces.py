@@ -1,0 +1,290 @@
+"""Parts of the guest that need no process: frames, the clock, settings, what a death was of, what a worker reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.guest_modules import (
+    agent_clock,
+    agent_link,
+    agent_processes,
+    agent_settings,
+    agent_worker,
+    guest_frames,
+    worker_describe,
+    worker_tracebacks,
+)
+
+
+def test_frames_survive_any_division_of_the_stream() -> None:
+    frames: list[tuple[dict[str, Any], bytes]] = [
+        ({"op": "a", "n": 1}, b"raw\0"),
+        ({"op": "b"}, b""),
+        ({"op": "c", "é": "\ud800"}, b"x" * 1000),
+    ]
+    stream = b"".join(guest_frames.encode(message, data) for message, data in frames)
+    for step in (1, 7, 1000, len(stream)):
+        decoder = guest_frames.FrameDecoder()
+        pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
+        assert [frame for piece in pieces for frame in decoder.feed(piece)] == frames
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff" * 8,
+        b"\0" * 8,
+        guest_frames.HEADER.pack(1 << 21, 0),
+        guest_frames.HEADER.pack(2, (66 << 20) + 1),
+        guest_frames.HEADER.pack(2, 0) + b"[]",
+        guest_frames.HEADER.pack(2, 0) + b"{}",
+        guest_frames.HEADER.pack(9, 0) + b'{"op": 1}',
+        guest_frames.HEADER.pack(100_000, 0) + b"[" * 100_000,
+        guest_frames.HEADER.pack(8, 0) + b'{"op":"\xff',
+        guest_frames.HEADER.pack(10_000, 0) + b"1" * 10_000,
+    ],
+)
+def test_what_is_no_frame_is_refused_before_it_is_stored(garbage: bytes) -> None:
+    with pytest.raises(guest_frames.FrameError):
+        list(guest_frames.FrameDecoder().feed(garbage))
+
+
+@pytest.mark.parametrize("sizes", [[1], [3], [-1, 3], [True, 1], ["2"], [1.0, 1.0]])
+def test_sizes_must_divide_the_data(sizes: list[Any]) -> None:
+    with pytest.raises(guest_frames.FrameError):
+        guest_frames.split(b"ab", sizes)
+
+
+REPORT: dict[str, Any] = {"op": "ended", "cell": 1, "status": "ok", "error": None, "final": None, "variables": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cell": -1},
+        {"cell": True},
+        {"status": "interrupted"},
+        {"status": "error"},
+        {"error": [1, 1]},
+        {"final": [0]},
+        {"final": [0, "str", -1]},
+        {"final": [0, "x" * 500, 0]},
+        {"variables": [["a", "b"]]},
+        {"variables": [["a", 3, ""]]},
+        {"variables": 5},
+        {"variables": [["x" * 401, "", ""]]},
+    ],
+)
+def test_a_malformed_report_is_refused(change: dict[str, Any]) -> None:
+    agent_worker.read_ended(REPORT, b"")
+    with pytest.raises((guest_frames.FrameError, KeyError, TypeError, ValueError)):
+        agent_worker.read_ended(REPORT | change, b"")
+
+
+class Recorder:
+    """Notes what a link or a clock does."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.event = asyncio.Event()
+
+    def on_message(self, message: dict[str, Any], data: bytes) -> None:
+        self.seen.append((message["op"], data))
+
+    def on_broken(self, reason: str, ended: bool) -> None:
+        self.seen.append(("broken", ended))
+        self.event.set()
+
+
+async def test_a_worker_that_never_reads_breaks_the_link_in_place_of_filling_memory() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        recorder = Recorder()
+        link = agent_link.Link(asyncio.get_running_loop(), ours, recorder)
+        for _ in range(6):
+            link.send({"op": "x"}, b"y" * (32 << 20))
+        assert recorder.seen == [("broken", False)]
+        link.close()
+
+
+async def test_a_link_that_is_closed_in_order_says_so_and_a_paused_one_reads_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        recorder = Recorder()
+        link = agent_link.Link(asyncio.get_running_loop(), ours, recorder)
+        link.pause()
+        theirs.send(guest_frames.encode({"op": "hi"}, b"d"))
+        await asyncio.sleep(0)
+        assert recorder.seen == []
+        link.resume()
+        theirs.close()
+        await recorder.event.wait()
+        assert recorder.seen == [("hi", b"d"), ("broken", True)]
+
+
+class FakeLoop:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Any, tuple[Any, ...], Any]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, call: Any, *arguments: Any) -> Any:
+        class Handle:
+            cancelled = False
+
+            def cancel(self) -> None:
+                self.cancelled = True
+
+        handle = Handle()
+        self.timers.append((self.now + delay, call, arguments, handle))
+        return handle
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [t for t in self.timers if t[0] <= end and not t[3].cancelled]:
+            first = min(due, key=lambda timer: timer[0])
+            self.timers.remove(first)
+            self.now = first[0]
+            first[1](*first[2])
+        self.now = end
+
+
+def clock(limit_s: float, grace_s: float) -> tuple[FakeLoop, Any, list[str]]:
+    loop, seen = FakeLoop(), list[str]()
+    made = agent_clock.CellClock(loop, limit_s, grace_s, lambda: seen.append("interrupt"), seen.append)  # type: ignore[arg-type]
+    return loop, made, seen
+
+
+def test_the_clock_counts_running_time_only_and_climbs_the_ladder() -> None:
+    loop, cell, seen = clock(10, 2)
+    loop.advance(6)
+    cell.pause()
+    loop.advance(1000)
+    cell.resume()
+    loop.advance(3.9)
+    assert seen == []
+    loop.advance(0.1)
+    assert seen == ["interrupt"]
+    cell.stop("interrupted")  # too late: the first cause counts
+    loop.advance(1.9)
+    assert seen == ["interrupt"]
+    loop.advance(0.1)
+    assert seen == ["interrupt", "timed_out"]
+    assert cell.finish() == pytest.approx(12)
+
+
+def test_waiting_does_not_stretch_the_grace() -> None:
+    loop, cell, seen = clock(0, 2)
+    loop.advance(100)
+    cell.stop("interrupted")
+    cell.pause()
+    loop.advance(2)
+    assert seen == ["interrupt", "interrupted"]
+
+
+def test_a_cell_that_has_ended_is_neither_interrupted_nor_killed() -> None:
+    loop, cell, seen = clock(10, 2)
+    loop.advance(5)
+    assert cell.finish() == 5
+    loop.advance(100)
+    assert seen == []
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0])
+def test_an_odd_limit_is_no_limit(odd: float) -> None:
+    loop, _, seen = clock(odd, 1)
+    loop.advance(1e9)
+    assert seen == []
+
+
+def settings(**environment: str) -> Any:
+    return agent_settings.Settings.from_environment({"RLM_ADDRESS": "unix:/rlm/socket"} | environment)
+
+
+def test_settings_have_the_images_defaults() -> None:
+    assert settings().context_dir == "/rlm"
+    assert settings(RLM_ADDRESS="unix:///a/b/socket").context_dir == "/a/b"
+    assert settings(RLM_ADDRESS="dns:host:1").context_dir == "/rlm"
+    assert settings(RLM_ADDRESS="dns:host:1", RLM_CONTEXT_DIR="/c").context_dir == "/c"
+
+
+@pytest.mark.parametrize("text", ["-1", "soon", "inf", "nan"])
+def test_a_wrong_number_is_named_with_its_rule(text: str) -> None:
+    with pytest.raises(agent_settings.SettingsError, match=r"RLM_ATTACH_TIMEOUT_S.*at least 0"):
+        settings(RLM_ATTACH_TIMEOUT_S=text)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "killed_for", "oom", "cause", "code"),
+    [
+        (0, "", False, "exited", 0),
+        (3, "", True, "exited", 3),
+        (-signal.SIGSEGV, "", False, "crashed", 11),
+        (-signal.SIGKILL, "", True, "out_of_memory", 0),
+        (-signal.SIGKILL, "", False, "crashed", 9),
+        (-signal.SIGKILL, "timed_out", True, "timed_out", 0),
+        (3, "timed_out", False, "exited", 3),
+        (97, "", False, "protocol", 0),
+    ],
+)
+def test_a_death_has_one_cause(
+    tmp_path: Path, exit_code: int, killed_for: str, oom: bool, cause: str, code: int
+) -> None:
+    (tmp_path / "memory").mkdir()
+    control = tmp_path / "memory" / "memory.oom_control"
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+    memory = agent_processes.OutOfMemory(settings(RLM_CGROUP=str(tmp_path)))
+    if oom:
+        control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n")
+    death = agent_processes.death_of(exit_code, killed_for, memory)
+    assert (death.cause, death.code) == (cause, code)
+
+
+def test_a_metaclass_cannot_run_code_in_the_list_of_variables() -> None:
+    class Meta(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise AssertionError
+
+    class Odd(metaclass=Meta):
+        pass
+
+    found = worker_describe.variables({"odd": Odd(), 3: 1, "_hidden": 1, "m": json, "s": "xy"}, {})  # type: ignore[dict-item]
+    assert found == [("s", "str", "2 characters"), ("odd", "Odd", "")]
+
+
+def test_nested_containers_are_abridged_and_cycles_end() -> None:
+    cycle: list[Any] = [1]
+    cycle.append(cycle)
+    assert worker_describe.shown({"k": [cycle]}).startswith("{'k': [[1, [1, ")
+    wide = worker_describe.shown([["x" * 100] * 300] * 300)
+    assert len(wide) < 210_000
+    assert "100 more" in wide
+
+
+def test_a_cut_text_tells_how_much_is_missing() -> None:
+    assert worker_describe.cut("abc", 3) == "abc"
+    assert "[... 70 characters left out ...]" in worker_describe.cut("x" * 100, 30)
+
+
+def test_an_exception_whose_text_fails_is_described() -> None:
+    class Bad(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    described = worker_tracebacks.describe(Bad())
+    assert described.type_name == "Bad"
+    assert "raised ValueError" in described.message

@@ -1,0 +1,306 @@
+"""The one question path: order, duplicates, concurrency, and failures that stay in their slot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    InvalidInput,
+    LossCause,
+    ModelFailed,
+    ModelFailure,
+    RLMError,
+    SandboxLost,
+    SandboxUnavailable,
+)
+from orchestrator.events import (
+    BatchEnded,
+    BatchStarted,
+    EventLog,
+    Outcome,
+    QueryEnded,
+    QueryStarted,
+    Record,
+    Span,
+    SpanKind,
+)
+from orchestrator.rlm.batch import CONTEXT_HOLDS_THE_TASK, Questions
+from orchestrator.rlm.leaf import Leaf
+from orchestrator.testing.fake_model import FakeChatModel
+from orchestrator.values import (
+    Answered,
+    Attachment,
+    Batch,
+    Completion,
+    ContextKind,
+    Ending,
+    Failed,
+    FailureReason,
+    FinishReason,
+    Prompt,
+    Question,
+    Reply,
+)
+from tests.unit.rlm_world import FolderContexts
+
+
+class Sub:
+    """A sub-model that a function stands in for."""
+
+    def __init__(self, answer: Callable[[Prompt], Coroutine[None, None, str]], recursive: bool = False) -> None:
+        self._answer = answer
+        self.recursive = recursive
+        self.prompts: list[Prompt] = []
+        self.texts: list[str] = []
+
+    async def completion(self, prompt: Prompt, span: Span) -> Completion:
+        self.prompts.append(prompt)
+        if prompt.context is not None:
+            self.texts.append(prompt.context.path.read_text())
+        return Completion(await self._answer(prompt), Ending.PLAIN)
+
+
+async def upper(prompt: Prompt) -> str:
+    return prompt.query.upper()
+
+
+class Asking:
+    def __init__(self, folder: Path, sub: Sub) -> None:
+        self.contexts = FolderContexts(folder)
+        self.questions = Questions(sub, self.contexts)
+        self.records: list[Record] = []
+        self.cell = EventLog(self.records.append).root().child(SpanKind.CELL)
+
+    async def ask(self, *prompts: str, max_concurrent: int = 10) -> tuple[Answered | Failed, ...]:
+        batch = Batch(tuple(Question(prompt) for prompt in prompts), max_concurrent)
+        return await self.questions.answer(batch, self.cell)
+
+    def events(self) -> list[object]:
+        return [record.event for record in self.records]
+
+
+async def test_answers_come_in_the_order_of_the_prompts(tmp_path: Path) -> None:
+    gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+    gates["b"].set()
+
+    async def slow_first(prompt: Prompt) -> str:
+        await gates[prompt.query].wait()
+        gates["a"].set()
+        return prompt.query.upper()
+
+    assert await Asking(tmp_path, Sub(slow_first)).ask("a", "b") == (Answered("A"), Answered("B"))
+
+
+async def test_duplicates_are_asked_once_and_answered_everywhere(tmp_path: Path) -> None:
+    sub = Sub(upper)
+    asking = Asking(tmp_path, sub)
+    assert await asking.ask("a", "b", "a", "a") == tuple(map(Answered, ("A", "B", "A", "A")))
+    assert [prompt.query for prompt in sub.prompts] == ["a", "b"]
+    assert asking.events()[0] == BatchStarted(size=4, distinct=2, max_concurrent=10)
+    assert [event.index for event in asking.events() if isinstance(event, QueryStarted)] == [0, 1]
+
+
+async def test_a_failed_duplicate_fails_everywhere_and_is_counted_by_slot(tmp_path: Path) -> None:
+    async def fail(prompt: Prompt) -> str:
+        raise ModelFailed(ModelFailure.SERVER, "m", "500")
+
+    asking = Asking(tmp_path, Sub(fail))
+    slots = await asking.ask("a", "a")
+    assert all(isinstance(slot, Failed) for slot in slots)
+    assert asking.events()[-1] == BatchEnded(Outcome.OK, failed=2)
+
+
+@pytest.mark.parametrize(("calls", "width", "rounds"), [(7, 3, 3), (4, 10, 1), (3, 1, 3)])
+async def test_n_calls_take_ceil_of_n_over_max_concurrent_rounds(
+    tmp_path: Path, calls: int, width: int, rounds: int
+) -> None:
+    arrived: asyncio.Queue[asyncio.Future[str]] = asyncio.Queue()
+
+    async def held(prompt: Prompt) -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        arrived.put_nowait(future)
+        return await future
+
+    prompts = [str(number) for number in range(calls)]
+    asked = asyncio.create_task(Asking(tmp_path, Sub(held)).ask(*prompts, max_concurrent=width))
+    for done in range(0, calls, width):
+        in_flight = [await arrived.get() for _ in prompts[done : done + width]]
+        rounds -= 1
+        assert arrived.empty()  # no call starts before one of these has ended
+        for future in in_flight:
+            future.set_result("fine")
+    assert await asked == (Answered("fine"),) * calls
+    assert rounds == 0
+
+
+FAILURES: list[tuple[Exception, FailureReason]] = [
+    *[
+        (ModelFailed(kind, "m", "sk-secret"), FailureReason.MODEL)
+        for kind in ModelFailure
+        if kind not in (ModelFailure.REFUSED, ModelFailure.TOO_LONG, ModelFailure.QUOTA)
+    ],
+    (ModelFailed(ModelFailure.QUOTA, "m", "sk-secret"), FailureReason.BUDGET),
+    (ModelFailed(ModelFailure.REFUSED, "m", "sk-secret"), FailureReason.REFUSED),
+    (ModelFailed(ModelFailure.TOO_LONG, "m", "sk-secret"), FailureReason.TOO_LONG),
+    (BudgetExceeded("max_calls", 3, 3, 1, "sk-secret"), FailureReason.BUDGET),
+    (DeadlineExceeded("sk-secret", 3), FailureReason.DEADLINE),
+    (SandboxUnavailable("sk-secret"), FailureReason.SANDBOX),
+    (SandboxLost("sk-secret", LossCause.EXITED), FailureReason.SANDBOX),
+    (InvalidInput("sk-secret", "is wrong"), FailureReason.INVALID),
+    (RLMError("sk-secret"), FailureReason.MODEL),
+    (OSError("sk-secret"), FailureReason.MODEL),
+]
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), FAILURES, ids=lambda value: getattr(value, "kind", type(value).__name__)
+)
+async def test_one_failure_never_fails_the_batch_and_tells_no_detail(
+    tmp_path: Path, failure: Exception, reason: FailureReason
+) -> None:
+    async def one_fails(prompt: Prompt) -> str:
+        if prompt.query == "bad":
+            raise failure
+        return "fine"
+
+    asking = Asking(tmp_path, Sub(one_fails))
+    before, bad, after = await asking.ask("x", "bad", "y")
+    assert (before, after) == (Answered("fine"), Answered("fine"))
+    assert isinstance(bad, Failed)
+    assert bad.reason is reason
+    assert bad.message
+    assert "sk-secret" not in bad.message
+    ended = [event for event in asking.events() if isinstance(event, QueryEnded) and event.failure]
+    assert [(event.outcome, event.failure) for event in ended] == [(Outcome.FAILED, reason)]
+    assert "sk-secret" in ended[0].error  # for people
+
+
+@pytest.mark.parametrize("width", [0, -1])
+async def test_max_concurrent_below_one_asks_nothing(tmp_path: Path, width: int) -> None:
+    sub = Sub(upper)
+    slots = await Asking(tmp_path, sub).ask("a", "b", max_concurrent=width)
+    assert [isinstance(slot, Failed) and slot.reason for slot in slots] == [FailureReason.INVALID] * 2
+    assert not sub.prompts
+
+
+async def test_an_empty_batch_is_empty(tmp_path: Path) -> None:
+    asking = Asking(tmp_path, Sub(upper))
+    assert await asking.ask() == ()
+    assert not asking.records
+
+
+async def test_stopping_cancels_what_is_in_flight_and_ends_every_span(tmp_path: Path) -> None:
+    model = FakeChatModel(lambda messages: "x")
+    model.gate.clear()
+    asking = Asking(tmp_path, Sub(upper))
+    questions = Questions(Leaf(model, asking.contexts), asking.contexts)
+    batch = Batch((Question("a"), Question("b"), Question("c")), 2)
+    task = asyncio.create_task(questions.answer(batch, asking.cell))
+    await model.until(lambda: model.in_flight == 2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert model.cancelled == 2
+    ended = [event for event in asking.events() if isinstance(event, QueryEnded)]
+    assert [event.outcome for event in ended] == [Outcome.CANCELLED] * 2
+    assert asking.events()[-1] == BatchEnded(Outcome.CANCELLED, failed=0)
+
+
+async def test_progress_can_be_read_off_the_events(tmp_path: Path) -> None:
+    asking = Asking(tmp_path, Sub(upper))
+    await asking.ask("a", "b", "c")
+    kinds = [type(event).__name__ for event in asking.events()]
+    assert kinds[0] == "BatchStarted"
+    assert kinds[-1] == "BatchEnded"
+    assert kinds.count("QueryStarted") == kinds.count("QueryEnded") == 3
+
+
+async def test_a_query_belongs_to_the_depth_below_its_cell(tmp_path: Path) -> None:
+    asking = Asking(tmp_path, Sub(upper))
+    await asking.ask("a")
+    assert {record.depth for record in asking.records if record.kind is SpanKind.QUERY} == {1}
+    assert {record.depth for record in asking.records if record.kind is SpanKind.BATCH} == {0}
+
+
+async def test_a_recursive_sub_call_receives_its_prompt_as_context(tmp_path: Path) -> None:
+    sub = Sub(upper, recursive=True)
+    asking = Asking(tmp_path, sub)
+    await asking.ask("short prompt", "long prompt " * 1_000)
+    assert [prompt.query for prompt in sub.prompts] == ["short prompt", CONTEXT_HOLDS_THE_TASK]
+    assert sub.texts == ["short prompt", "long prompt " * 1_000]
+    assert not asking.contexts.held
+
+
+async def test_a_plain_sub_call_receives_its_prompt_as_it_is(tmp_path: Path) -> None:
+    sub = Sub(upper)
+    await Asking(tmp_path, sub).ask("long prompt " * 1_000)
+    assert sub.prompts == [Prompt("long prompt " * 1_000)]
+
+
+@pytest.mark.parametrize("recursive", [True, False])
+async def test_an_attachment_is_the_context_and_the_prompt_its_query(tmp_path: Path, recursive: bool) -> None:
+    sub = Sub(upper, recursive)
+    asking = Asking(tmp_path, sub)
+    question = Question("Sum up.", Attachment(ContextKind.TEXT, b"the data"))
+    assert await asking.questions.answer(Batch((question,), 1), asking.cell) == (Answered("SUM UP."),)
+    assert sub.texts == ["the data"]
+    assert not asking.contexts.held
+
+
+async def test_an_attachment_is_dropped_after_a_failure_too(tmp_path: Path) -> None:
+    async def fail(prompt: Prompt) -> str:
+        raise ModelFailed(ModelFailure.SERVER, "m", "500")
+
+    asking = Asking(tmp_path, Sub(fail, recursive=True))
+    await asking.ask("a", "b")
+    assert not asking.contexts.held
+
+
+# --- the leaf ---------------------------------------------------------------------------------------------------
+
+
+def leaf_answering(reply: Reply, folder: Path) -> Asking:
+    asking = Asking(folder, Sub(upper))
+    asking.questions = Questions(Leaf(FakeChatModel(lambda _: reply), asking.contexts), asking.contexts)
+    return asking
+
+
+async def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
+    asking = leaf_answering(Reply("", FinishReason.STOP, None, "m"), tmp_path)
+    assert await asking.ask("a") == (Answered(""),)
+
+
+@pytest.mark.parametrize("finish", [FinishReason.REFUSAL, FinishReason.CONTENT_FILTER])
+async def test_a_refused_answer_is_a_failed_slot(tmp_path: Path, finish: FinishReason) -> None:
+    (slot,) = await leaf_answering(Reply("I can't", finish, None, "m"), tmp_path).ask("a")
+    assert isinstance(slot, Failed)
+    assert slot.reason is FailureReason.REFUSED
+
+
+async def test_an_answer_cut_by_length_is_its_beginning_and_noticed(tmp_path: Path) -> None:
+    asking = leaf_answering(Reply("The begin", FinishReason.LENGTH, None, "m"), tmp_path)
+    assert await asking.ask("a") == (Answered("The begin"),)
+    assert "NoticeGiven" in [type(event).__name__ for event in asking.events()]
+
+
+async def test_a_leaf_sends_prompt_and_context_as_one_message(tmp_path: Path) -> None:
+    contexts = FolderContexts(tmp_path)
+    model = FakeChatModel(lambda messages: messages[0].content)
+    context = await contexts.put("the data")
+    completion = await Leaf(model, contexts).completion(Prompt("Sum up.", context), EventLog().root())
+    assert completion == Completion("Sum up.\n\n<context>\nthe data\n</context>", Ending.PLAIN)
+
+
+async def test_a_context_too_large_for_a_leaf_is_a_failure_that_says_so(tmp_path: Path) -> None:
+    contexts = FolderContexts(tmp_path)
+    context = await contexts.put("x" * 11)
+    leaf = Leaf(FakeChatModel(lambda _: "never"), contexts, max_context_bytes=10)
+    with pytest.raises(ModelFailed, match="11 bytes does not fit into a plain call, which takes 10") as caught:
+        await leaf.completion(Prompt("q", context), EventLog().root())
+    assert caught.value.kind is ModelFailure.TOO_LONG

@@ -1,0 +1,100 @@
+"""The policy file is strict, complete, and what the engine is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.errors import InvalidInput
+from orchestrator.sandbox import policy as policy_module
+from orchestrator.sandbox.container_config import container_config
+from orchestrator.sandbox.engine import ContainerSpec
+from orchestrator.sandbox.policy import Policy, load_policy
+
+TEXT = Path(policy_module.__file__).with_name("policy.toml").read_text()
+
+
+def load(text: str, tmp_path: Path) -> Policy:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return load_policy(path)
+
+
+def spec(policy: Policy) -> ContainerSpec:
+    return ContainerSpec("rlm-x-1", "sha256:1", policy, Path("/state/s/x-1"), {"A": "b"}, {"l": "v"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[network]", "[networks]", "missing required field|unknown field"),
+        ('value = "none"\nreason = "Nothing', 'value = "bridge"\nreason = "Nothing', "network"),
+        ("read_only_root]\nvalue = true", "read_only_root]\nvalue = false", "read_only_root"),
+        ("no_new_privileges]\nvalue = true", "no_new_privileges]\nvalue = false", "no_new_privileges"),
+        ("privileged]\nvalue = false", "privileged]\nvalue = true", "privileged"),
+        ('value = "65532:65532"', 'value = "0:0"', "user"),
+        ('["ALL"]', '["CHOWN"]', "capabilities_dropped"),
+        ("oom_score_adj]\nvalue = 500", "oom_score_adj]\nvalue = -500", "oom_score_adj"),
+        ("pids]\nvalue = 256", 'pids]\nvalue = "256"', "pids"),
+        ("pids]\nvalue = 256", "pids]\nvalue = 256\nextra = 1", "extra"),
+        ("[pids]", "[pids", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_by_name(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in TEXT
+    with pytest.raises(InvalidInput, match=said):
+        load(TEXT.replace(old, new, 1), tmp_path)
+
+
+def test_every_rule_gives_its_reason(tmp_path: Path) -> None:
+    for name in Policy.__struct_fields__:
+        assert len(getattr(load_policy(), name).reason.split()) > 3, name
+
+
+def test_a_persons_limits_are_checked_by_the_same_types() -> None:
+    policy = load_policy().with_limits(memory_mib=512, cpus=0.5, pids=64, tmp_mib=16, runtime="runsc")
+    host = container_config(spec(policy))["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"]) == (512 * 1024**2, 512 * 1024**2)
+    assert (host["NanoCpus"], host["PidsLimit"], host["Runtime"]) == (500_000_000, 64, "runsc")
+    assert "size=16m" in host["Tmpfs"]["/tmp"]
+    with pytest.raises(InvalidInput, match="memory_mib"):
+        load_policy().with_limits(memory_mib=1)
+
+
+def test_without_a_persons_limits_the_policy_stays_as_it_is() -> None:
+    policy = load_policy()
+    assert msgspec.to_builtins(policy.with_limits()) == msgspec.to_builtins(policy)
+
+
+def test_the_engine_is_told_all_of_it() -> None:
+    config = container_config(spec(load_policy()))
+    host = config["HostConfig"]
+    assert config["User"] == "65532:65532"
+    assert config["WorkingDir"] == "/"
+    assert config["NetworkDisabled"]
+    assert host["NetworkMode"] == "none"
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] == host["GroupAdd"] == []
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert host["ReadonlyRootfs"]
+    assert not host["Privileged"]
+    assert host["Memory"] == host["MemorySwap"]
+    assert host["OomScoreAdj"] >= 0
+    assert host["LogConfig"]["Type"] == "none"
+    assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
+    assert {"Name": "core", "Soft": 0, "Hard": 0} in host["Ulimits"]
+    assert {"nosuid", "nodev"} <= set(host["Tmpfs"]["/tmp"].split(","))
+    assert "Binds" not in host
+    [mount] = host["Mounts"]
+    assert (mount["Target"], mount["ReadOnly"]) == ("/rlm", True)
+    assert "Runtime" not in host
+    assert "Devices" not in host
+
+
+def test_a_profile_elsewhere_than_beside_the_policy_is_refused(tmp_path: Path) -> None:
+    start = TEXT.index("[seccomp]")
+    text = TEXT[:start] + '[seccomp]\nvalue = "../x"\n' + TEXT[TEXT.index("reason", start) :]
+    with pytest.raises(InvalidInput, match="seccomp"):
+        _ = load(text, tmp_path).seccomp_profile
