@@ -1,0 +1,80 @@
+"""One cell and one question, beside gRPC with nothing in it and beside `docker exec`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.floors import BareGrpc, EmptyContainers, bare_grpc
+from benchmarks.registry import Row, benchmark, repeats
+from benchmarks.setting import IMAGE, at_once, orchestrator_with, timed
+from orchestrator.seams import Sandbox
+from orchestrator.testing.scripted import constant
+
+AT_A_TIME = 50
+ASK = """\
+import time
+for n in range({count}):
+    began = time.perf_counter()
+    llm_query(str(n))
+    print(1e3 * (time.perf_counter() - began))
+"""
+EXEC = ["/opt/rlm/python", "-I", "-S", "-c", "print(1 + 1)"]
+
+
+@benchmark("cell", "A cell, a question, and a megabyte of output", core=True)
+async def cell() -> Sequence[Row]:
+    """A cell, `1 + 1`, is held against a message there and back on one open stream of gRPC between two processes on a
+    Unix socket, from the same event loop; a question (`llm_query`, answered by the orchestrator in 0 ms; timed by the
+    code itself) against a unary call between the same two. They take turns, 50 of each at a time. `docker exec` starts
+    a Python that prints the same, over the engine's interface; held against the cell. The output of 1 MB is printed in
+    one call: the model would see its ends, so 64 KiB of it travel."""
+    async with (
+        orchestrator_with({"model": constant("")}, pool_max=0) as orchestrator,
+        orchestrator.sandbox(answer=at_once) as sandbox,
+        bare_grpc() as bare,
+    ):
+        rows = await _in_turns(sandbox, bare, repeats(20))
+        execs = await asyncio.to_thread(_execs, repeats(20))
+        output = [1e3 * await timed(lambda: sandbox.run("print('x' * 1_000_000)")) for _ in range(repeats(40))]
+    return [
+        *rows,
+        Row("docker exec of a Python", tuple(execs), "ms", rows[1].median),
+        Row("a cell that prints 1 MB", tuple(output), "ms"),
+    ]
+
+
+async def _in_turns(sandbox: Sandbox, bare: BareGrpc, rounds: int) -> list[Row]:
+    pings: list[float] = []
+    cells: list[float] = []
+    calls: list[float] = []
+    questions: list[float] = []
+    for n in range(rounds + 1):
+        ping = [1e3 * await timed(bare.ping) for _ in range(AT_A_TIME)]
+        one = [1e3 * await timed(lambda: sandbox.run("1 + 1")) for _ in range(AT_A_TIME)]
+        call = [1e3 * seconds for seconds in await bare.unary(AT_A_TIME)]
+        asked = await sandbox.run(ASK.format(count=AT_A_TIME))
+        if n:  # the first round warms up
+            pings += ping
+            cells += one
+            calls += call
+            questions += map(float, asked.stdout.text.split())
+    ping_row, call_row = Row("a bare ping", tuple(pings), "ms"), Row("a bare unary call", tuple(calls), "ms")
+    return [
+        ping_row,
+        Row("a cell, 1 + 1", tuple(cells), "ms", ping_row.median),
+        call_row,
+        Row("a question", tuple(questions), "ms", call_row.median),
+    ]
+
+
+def _execs(count: int) -> list[float]:
+    with TemporaryDirectory(dir="/var/tmp") as folder, closing(EmptyContainers(IMAGE, Path(folder))) as engine:
+        container, _ = engine.start()
+        try:
+            return [1e3 * engine.exec(container, EXEC) for _ in range(count)]
+        finally:
+            engine.remove(container)

@@ -1,0 +1,137 @@
+"""Runs one peer, as its own documents say, and prints its figures as JSON. For the peers' own environment.
+
+Usage: probe.py NAME STARTS CELLS
+
+Each peer is a context manager that yields a function which runs code and returns what it printed, as text.
+"""
+
+# mypy: disable-error-code=import-not-found
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+IMAGE = NETWORK = "rlm-bench-peers"
+CELL = "print(1 + 1)"
+Run = Callable[[str], str]
+
+
+@contextmanager
+def rlms_local() -> Iterator[Run]:
+    from rlm.environments.local_repl import LocalREPL
+
+    with LocalREPL() as repl:
+        yield lambda code: str(repl.execute_code(code).stdout)
+
+
+@contextmanager
+def rlms_docker() -> Iterator[Run]:
+    from rlm.environments.docker_repl import DockerREPL
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RLM_DOCKER_WORKSPACE_DIR"] = folder
+        _docker_without_network(folder)
+        repl = DockerREPL(image=IMAGE)
+        try:
+            yield lambda code: str(repl.execute_code(code).stdout)
+        finally:
+            repl.cleanup()
+
+
+@contextmanager
+def jupyter_local() -> Iterator[Run]:
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+
+        def run(code: str) -> str:
+            printed: list[str] = []
+
+            def hook(message: dict[str, Any]) -> None:
+                if message["msg_type"] == "stream":
+                    printed.append(message["content"]["text"])
+
+            client.execute_interactive(code, output_hook=hook, timeout=60)
+            return "".join(printed)
+
+        yield run
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def llm_sandbox() -> Iterator[Run]:
+    from llm_sandbox import SandboxSession
+
+    # Without the set-up, which would install pip into the container from the internet.
+    settings = {"keep_template": True, "skip_environment_setup": True, "runtime_configs": {"network_mode": "none"}}
+    with SandboxSession(lang="python", image=IMAGE, **settings) as session:
+        yield lambda code: str(session.run(code).stdout)
+
+
+@contextmanager
+def smolagents_docker() -> Iterator[Run]:
+    from smolagents.monitoring import AgentLogger, LogLevel
+    from smolagents.remote_executors import DockerExecutor
+
+    # A network of its own, since its port must be reached.
+    network = {"network": NETWORK}
+    logger = AgentLogger(level=LogLevel.OFF)
+    executor = DockerExecutor([], logger, image_name=IMAGE, build_new_image=False, container_run_kwargs=network)
+    try:
+        yield lambda code: str(executor.run_code_raise_errors(code).logs)
+    finally:
+        executor.cleanup()
+
+
+def _docker_without_network(folder: str) -> None:
+    """Its `docker run` names no network and so needs the default bridge, which not every engine has."""
+    docker = shutil.which("docker")
+    shim = os.path.join(folder, "docker")
+    with open(shim, "w") as file:
+        file.write(f'#!/bin/sh\n[ "$1" = run ] && shift && set -- run --network none "$@"\nexec {docker} "$@"\n')
+    os.chmod(shim, 0o755)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+
+PEERS = {each.__name__: each for each in (rlms_local, rlms_docker, jupyter_local, llm_sandbox, smolagents_docker)}
+
+
+MODULES = {
+    "rlms_local": "rlm.environments.local_repl",
+    "rlms_docker": "rlm.environments.docker_repl",
+    "jupyter_local": "jupyter_client.manager",
+    "llm_sandbox": "llm_sandbox",
+    "smolagents_docker": "smolagents.remote_executors",
+}
+
+
+def main(name: str, starts: int, cells: int) -> None:
+    """Prints `{"start": [s, ...], "cell": [s, ...]}`; every start is followed by its share of the cells."""
+    found: dict[str, list[float]] = {"start": [], "cell": []}
+    import_module(MODULES[name])  # once in a process, and so no part of a start
+    for _ in range(starts):
+        began = time.perf_counter()
+        with PEERS[name]() as run:
+            found["start"].append(time.perf_counter() - began)
+            if (printed := run(CELL).strip()) != "2":
+                raise SystemExit(f"{name} printed {printed[:200]!r}")
+            for _ in range(max(1, cells // starts)):
+                began = time.perf_counter()
+                run(CELL)
+                found["cell"].append(time.perf_counter() - began)
+    sys.__stdout__.write("\n" + json.dumps(found) + "\n")  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
