@@ -52,17 +52,17 @@ def generate(root: Path) -> None:
     guest_protos = [proto for proto in protos if proto.startswith("rlm/guest/")]
     with tempfile.TemporaryDirectory(prefix="rlm-protos-") as scratch:
         host, guest = Path(scratch, "host"), Path(scratch, "guest")
-        _protoc(protos, host)
+        _protoc(protos, host, services=True)
         _move_imports(host, HOST_PACKAGE)
         _add_package_markers(host)
-        _protoc(guest_protos, guest)
+        _protoc(guest_protos, guest, services=False)  # the agent has a client of its own
         _add_package_markers(guest)
         (guest / "__init__.py").unlink()  # a search path, not a package
         _mirror(host, root / Path(*HOST_PACKAGE.split(".")))
         _mirror(guest, root / "sandbox_image" / "generated")
 
 
-def _protoc(protos: list[str], out: Path) -> None:
+def _protoc(protos: list[str], out: Path, *, services: bool) -> None:
     out.mkdir(parents=True)
     if not protos:
         return
@@ -74,8 +74,9 @@ def _protoc(protos: list[str], out: Path) -> None:
         if found is None:
             raise GenerationFailed(f"{plugin} is not installed. Install mypy-protobuf, or run: make setup")
         command.append(f"--plugin={plugin}={found}")
-    outputs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python")]
-    outputs += [f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")]
+    outputs = [f"--python_out={out}", f"--mypy_out=quiet:{out}"]
+    if services:
+        outputs += [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
     finished = subprocess.run([*command, *outputs, *protos], check=False)
     if finished.returncode != 0:
         raise GenerationFailed(f"protoc ended with status {finished.returncode}; its reasons are above")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import grpc.aio
+from agent_grpc import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED, Call, OnEnd, OnMessage
+from google.protobuf.message import DecodeError
 from guest_frames import FrameError, Message, split
 from rlm.guest.v1 import guest_pb2 as pb
-from rlm.guest.v1.guest_pb2_grpc import GuestServiceStub
 
 MAX_IN_FLIGHT = 64
 MAX_BYTES_IN_FLIGHT = 64 << 20
@@ -17,25 +16,24 @@ MAX_QUESTIONS = 10_000
 
 KINDS = {"text": pb.CONTEXT_KIND_TEXT, "json": pb.CONTEXT_KIND_JSON, "bytes": pb.CONTEXT_KIND_BYTES}
 _REASONS = {value: name.removeprefix("FAILURE_REASON_").lower() for name, value in pb.FailureReason.items()}
-_INVALID = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_INVALID = {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
+
+Begin = Callable[[OnMessage, OnEnd], Call]
 
 
 class Asks:
     """The calls in flight; all of them end with the cell."""
 
-    def __init__(
-        self, stub: GuestServiceStub, reply: Callable[..., None], changed: Callable[[int, bool], None]
-    ) -> None:
-        """`reply` sends a message and its data to the worker.
+    def __init__(self, begin: Begin, reply: Callable[..., None], changed: Callable[[int, bool], None]) -> None:
+        """`begin` begins a call of Ask; `reply` sends a message and its data to the worker.
 
         `changed` is told how many calls are in flight, and whether no more should be taken now.
         """
-        self._stub: Any = stub
+        self._begin = begin
         self._reply = reply
         self._changed = changed
-        self._calls: dict[int, tuple[asyncio.Task[None], int]] = {}
+        self._calls: dict[int, tuple[Call, int]] = {}
         self._bytes = 0
-        self._ending: set[asyncio.Task[None]] = set()
 
     def start(self, message: Message, data: bytes) -> None:
         """Asks the host what the worker asks.
@@ -47,10 +45,11 @@ class Asks:
         if type(number) is not int or type(limit) is not int or not 1 <= limit < 1 << 31 or number in self._calls:
             raise FrameError("an ask without an id of its own or with a bad max_concurrent")
         request = _request(message["questions"], limit, data)
+        asked, answers = len(request.questions), list[bytes]()
+        call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
+        self._calls[number] = call, len(data)
         self._bytes += len(data)
-        task = asyncio.ensure_future(self._ask(number, request))
-        self._calls[number] = task, len(data)
-        task.add_done_callback(lambda _: self._done(number, task))
+        call.send(request.SerializeToString(), last=True)
         self._tell()
 
     def refuse(self, number: object) -> None:
@@ -61,47 +60,48 @@ class Asks:
         """
         if type(number) is not int:
             raise FrameError("an ask without an id")
-        self._reply({"op": "reply", "id": number, "refused": ["ended", "no cell runs that could wait for an answer"]})
+        self._refuse(number, "ended", "no cell runs that could wait for an answer")
 
     def cancel(self, number: object) -> None:
         """The code waits for this one no more."""
-        call = self._calls.get(number) if type(number) is int else None
-        if call:
-            call[0].cancel()
+        if type(number) is int and number in self._calls:
+            self._forget(number).cancel()
+            self._tell()
 
     def cancel_all(self) -> list[int]:
         """The cell has ended, or is to end: nobody should pay for an answer that nobody reads.
 
-        Returns the numbers of the asks that were in flight. None of them counts any more, though a cancelled call
-        may take a moment to end.
+        Returns the numbers of the asks that were in flight.
         """
         numbers = list(self._calls)
-        for task, _ in self._calls.values():
-            self._ending.add(task)
-            task.cancel()
-        self._calls.clear()
-        self._bytes = 0
+        for number in numbers:
+            self._forget(number).cancel()
         return numbers
 
-    def _done(self, number: int, task: asyncio.Task[None]) -> None:
-        if task in self._ending:
-            self._ending.discard(task)
-            return
-        _, size = self._calls.pop(number)
+    def _forget(self, number: int) -> Call:
+        call, size = self._calls.pop(number)
         self._bytes -= size
-        self._tell()
+        return call
 
     def _tell(self) -> None:
         full = len(self._calls) >= MAX_IN_FLIGHT or self._bytes >= MAX_BYTES_IN_FLIGHT
         self._changed(len(self._calls), full)
 
-    async def _ask(self, number: int, request: pb.AskRequest) -> None:
+    def _ended(self, number: int, asked: int, answers: list[bytes], status: int, details: str) -> None:
+        self._forget(number)
+        if status == OK:
+            self._answer(number, asked, answers)
+        else:
+            kind = "invalid" if status in _INVALID else "failed"
+            self._refuse(number, kind, (details or "the host could not be asked")[:2000])
+        self._tell()
+
+    def _answer(self, number: int, asked: int, answers: list[bytes]) -> None:
         try:
-            response: pb.AskResponse = await self._stub.Ask(request)
-        except grpc.aio.AioRpcError as error:
-            kind = "invalid" if error.code() in _INVALID else "failed"
-            refused = [kind, (error.details() or "the host could not be asked")[:2000]]
-            self._reply({"op": "reply", "id": number, "refused": refused})
+            (answer,) = answers
+            response = pb.AskResponse.FromString(answer)
+        except (ValueError, DecodeError):
+            self._refuse(number, "failed", "the host's answer cannot be read")
             return
         slots, texts = [], []
         for slot in response.slots:
@@ -110,11 +110,13 @@ class Asks:
             reason = _REASONS.get(slot.failure.reason, "unspecified") if failed else ""
             slots.append([reason, len(text)])
             texts.append(text)
-        if len(slots) != len(request.questions):
-            refused = ["failed", f"{len(request.questions)} questions got {len(slots)} answers"]
-            self._reply({"op": "reply", "id": number, "refused": refused})
+        if len(slots) != asked:
+            self._refuse(number, "failed", f"{asked} questions got {len(slots)} answers")
         else:
             self._reply({"op": "reply", "id": number, "slots": slots}, *texts)
+
+    def _refuse(self, number: int, kind: str, text: str) -> None:
+        self._reply({"op": "reply", "id": number, "refused": [kind, text]})
 
 
 def _request(questions: Any, limit: int, data: bytes) -> pb.AskRequest:

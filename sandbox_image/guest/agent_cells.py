@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
-from agent_asks import KINDS, Asks
+from agent_asks import KINDS, Asks, Begin
 from agent_clock import CellClock
+from agent_loop import Loop
 from agent_output import Send
 from agent_processes import Death, OutOfMemory, WorkerProcess, death_of, reap
 from agent_settings import Settings
@@ -31,30 +31,31 @@ _STOPPED = {
     "interrupted": pb.CELL_STATUS_INTERRUPTED,
 }
 
-MakeAsks = Callable[[Callable[..., None], Callable[[int, bool], None]], Asks]
 
-
-class HostError(Exception):
-    """The host did what the protocol does not allow; there is nothing to do but to end."""
+class Ended(Exception):
+    """There is nothing to do but to end: the host did what the protocol does not allow, or no worker can be had."""
 
 
 class Cells:
-    """Methods are called from the event loop and never block; what happens is told with `send`."""
+    """Methods are called from the event loop and never block; what happens is told with `send`.
+
+    What ends the agent is raised: `Ended`, or the OSError of a worker that cannot be started.
+    """
 
     def __init__(
         self,
         settings: Settings,
+        loop: Loop,
         first: WorkerProcess,
         send: Callable[[pb.AttachRequest], None],
-        make_asks: MakeAsks,
+        begin_ask: Begin,
     ) -> None:
         """Takes over the first worker, which was started before there was an event loop."""
         self._settings = settings
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._send = send
-        self._asks = make_asks(self._reply, self._on_asks_changed)
+        self._asks = Asks(begin_ask, self._reply, self._on_asks_changed)
         self._memory = OutOfMemory(settings)
-        self._failure: asyncio.Future[None] = self._loop.create_future()
         self._open: pb.Open | None = None
         self._contexts: dict[str, dict[str, Any]] = {}
         self._opening = False
@@ -67,22 +68,14 @@ class Cells:
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         self._reap()  # what has ended before there was a handler
 
-    async def failed(self) -> None:
-        """Waits until no worker can be had any more.
-
-        Raises:
-            OSError or HostError: why.
-        """
-        await self._failure
-
     def open(self, message: pb.Open) -> None:
         """Sets the names; again, between cells, to add a context.
 
         Raises:
-            HostError: a cell runs, or the context cannot be one.
+            Ended: a cell runs, or the context cannot be one.
         """
         if self._clock:
-            raise HostError("Open came while a cell runs")
+            raise Ended("Open came while a cell runs")
         contexts = []
         if message.HasField("context"):
             contexts.append(self._context(message.context))
@@ -94,10 +87,10 @@ class Cells:
         """Runs a cell.
 
         Raises:
-            HostError: there was no Open, a cell runs already, or the number does not rise.
+            Ended: there was no Open, a cell runs already, or the number does not rise.
         """
         if self._open is None or self._clock or message.cell <= self._last_cell:
-            raise HostError(f"RunCell {message.cell} came out of order")
+            raise Ended(f"RunCell {message.cell} came out of order")
         self._last_cell = message.cell
         if self._unreported:
             self._send(pb.AttachRequest(cell_ended=_dead(message.cell, self._unreported)))
@@ -174,9 +167,9 @@ class Cells:
     def _context(self, context: pb.Context) -> dict[str, Any]:
         name = context.file_name
         if not context.variable.isidentifier() or context.kind not in _KIND_NAMES:
-            raise HostError("a context without a name or a kind")
+            raise Ended("a context without a name or a kind")
         if not name or "/" in name or "\0" in name or name in (".", ".."):
-            raise HostError(f"not a plain file name: {name!r}")
+            raise Ended(f"not a plain file name: {name!r}")
         fields = {
             "variable": context.variable,
             "kind": _KIND_NAMES[context.kind],
@@ -184,7 +177,7 @@ class Cells:
             "size": context.size_bytes,
         }
         if len(self._contexts) >= MAX_CONTEXTS:
-            raise HostError(f"more than {MAX_CONTEXTS} contexts")
+            raise Ended(f"more than {MAX_CONTEXTS} contexts")
         self._contexts[context.variable] = fields
         return fields
 
@@ -224,14 +217,9 @@ class Cells:
             self._unreported = death
         self._failed_starts = 0 if dead.used else self._failed_starts + 1
         dead.close()
-        try:
-            if self._failed_starts > MAX_FAILED_STARTS:
-                raise HostError(f"{self._failed_starts} workers in a row died before their first cell: {death}")
-            self._worker = self._adopt(WorkerProcess.start(self._settings, os.environ))
-        except (OSError, HostError) as error:
-            if not self._failure.done():
-                self._failure.set_exception(error)
-            return
+        if self._failed_starts > MAX_FAILED_STARTS:
+            raise Ended(f"{self._failed_starts} workers in a row died before their first cell: {death}")
+        self._worker = self._adopt(WorkerProcess.start(self._settings, os.environ))
         if self._open is not None:
             self._send_open(list(self._contexts.values()))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+
+from agent_loop import Loop, Timer
 
 
 class CellClock:
@@ -11,7 +12,7 @@ class CellClock:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         time_limit_s: float,
         grace_s: float,
         interrupt: Callable[[], None],
@@ -25,7 +26,7 @@ class CellClock:
         self._kill = kill
         self._used_s = 0.0
         self._since: float | None = loop.time()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self.stopped_for = ""  # the cause, once the cell has been interrupted
         self._set_limit()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Protocol
 
+from agent_loop import Loop
 from guest_frames import FrameDecoder, FrameError, Message, encode
 
 READ_BYTES = 1 << 18
@@ -25,11 +25,12 @@ class LinkOwner(Protocol):
 class Link:
     """Non-blocking, bounded both ways."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, control: socket.socket, owner: LinkOwner) -> None:
+    def __init__(self, loop: Loop, control: socket.socket, owner: LinkOwner) -> None:
         self._loop = loop
         self._socket = control
         self._owner = owner
         self._decoder = FrameDecoder()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._unsent = bytearray()
         self._open = True
         self._paused = False
@@ -74,16 +75,16 @@ class Link:
 
     def _read(self) -> None:
         try:
-            received = self._socket.recv(READ_BYTES)
+            size = self._socket.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
-            received = b""  # reset: it died with frames unread
-        if not received:
+            size = 0  # reset: it died with frames unread
+        if not size:
             self._break("it closed the control socket", ended=True)
             return
         try:
-            for message, data in self._decoder.feed(received):
+            for message, data in self._decoder.feed(self._buffer[:size]):
                 self._owner.on_message(message, data)
                 if not self._open:
                     return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import struct
 import termios
 from collections.abc import Callable
+
+from agent_loop import Loop, Timer
 
 READ_BYTES = 1 << 16  # in one turn of the event loop, so that a flood delays nothing else
 COALESCE_S = 0.02
@@ -19,7 +20,7 @@ Send = Callable[[int, bytes], None]
 class Capture:
     """One stream of one worker. Between cells all is read and thrown away."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, send: Send) -> None:
+    def __init__(self, loop: Loop, descriptor: int, send: Send) -> None:
         self._loop = loop
         self._descriptor = descriptor
         self._send = send
@@ -28,7 +29,7 @@ class Capture:
         self._sent = self.total = 0  # bytes
         self._pending = bytearray()
         self._tail = bytearray()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         loop.add_reader(descriptor, self._read)
 
     def begin(self, head_bytes: int, tail_bytes: int) -> None:

@@ -2,90 +2,92 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import sys
-from typing import Any
 
-import grpc.aio
-from agent_asks import Asks
-from agent_cells import Cells, HostError
+from agent_cells import Cells, Ended
 from agent_files import read_file, write_file
+from agent_grpc import OK, Call, Channel, OnEnd, OnMessage, dial
+from agent_loop import Loop
 from agent_processes import WorkerProcess
 from agent_settings import Settings
+from google.protobuf.message import DecodeError
 from rlm.guest.v1 import guest_pb2 as pb
-from rlm.guest.v1.guest_pb2_grpc import GuestServiceStub
 
 PROTOCOL_VERSION = 2
-MESSAGE_CAP = 64 << 20  # bytes
-
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_send_message_length", MESSAGE_CAP),
-    ("grpc.max_receive_message_length", MESSAGE_CAP),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
-    # The host may bind the socket a moment after the container starts.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
+_PYTHON_VERSION = sys.version.split()[0]
+_SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
 
 
-async def attach(settings: Settings, first: WorkerProcess) -> None:
+def attach(settings: Settings, first: WorkerProcess) -> None:
     """Talks to the host until the stream ends.
 
     Raises:
-        HostError, OSError or grpc.aio.AioRpcError: it ended otherwise than by the host's closing it.
+        Ended or OSError: it ended otherwise than by the host's closing it.
         TimeoutError: the host was not there in time, or the longest lifetime is over.
     """
-    lifetime_s = settings.max_lifetime_s or None
-    outgoing: asyncio.Queue[pb.AttachRequest] = asyncio.Queue()
-    async with (
-        asyncio.timeout(lifetime_s),
-        grpc.aio.insecure_channel(settings.address, options=CHANNEL_OPTIONS) as channel,
-    ):
-        stub = GuestServiceStub(channel)
-        cells = Cells(settings, first, outgoing.put_nowait, lambda reply, changed: Asks(stub, reply, changed))
-        call: Any
-        async with asyncio.timeout(settings.attach_timeout_s):
-            await channel.channel_ready()
-            call = stub.Attach()
-            hello = pb.Hello(protocol_version=PROTOCOL_VERSION, python_version=sys.version.split()[0])
-            await call.write(pb.AttachRequest(hello=hello))
-        parts = (
-            _receive(call, cells, outgoing, settings.file_dir),
-            _send(call, outgoing),
-            _beat(outgoing, settings.heartbeat_s),
-            cells.failed(),
-        )
-        tasks = [asyncio.ensure_future(part) for part in parts]
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+    Session(settings, dial(settings.address, settings.attach_timeout_s), first).run()
 
 
-async def _receive(call: Any, cells: Cells, outgoing: asyncio.Queue[pb.AttachRequest], file_dir: str) -> None:
-    while (message := await call.read()) is not grpc.aio.EOF:
+class Session:
+    """The stream, and everything that is told on it."""
+
+    def __init__(self, settings: Settings, connected: socket.socket, first: WorkerProcess) -> None:
+        self._settings = settings
+        self._loop = loop = Loop()
+        self._channel = Channel(loop, connected, self._broken)
+        self._stream = self._channel.call(f"/{_SERVICE}/Attach", self._received, self._ended)
+        self._send(pb.AttachRequest(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, python_version=_PYTHON_VERSION)))
+        self._cells = Cells(settings, loop, first, self._send, self._ask)
+        loop.call_later(settings.attach_timeout_s, self._check_greeted)
+        loop.call_later(settings.heartbeat_s, self._beat)
+        if settings.max_lifetime_s:
+            loop.call_later(settings.max_lifetime_s, self._time_is_over)
+
+    def run(self) -> None:
+        """See `attach`."""
+        self._loop.run()
+
+    def _send(self, message: pb.AttachRequest) -> None:
+        self._stream.send(message.SerializeToString())
+
+    def _ask(self, on_message: OnMessage, on_end: OnEnd) -> Call:
+        return self._channel.call(f"/{_SERVICE}/Ask", on_message, on_end)
+
+    def _received(self, data: bytes) -> None:
+        try:
+            message = pb.AttachResponse.FromString(data)
+        except DecodeError:
+            raise Ended("the host sent what is no message") from None
         match message.WhichOneof("message"):
             case "run_cell":
-                cells.run(message.run_cell)
+                self._cells.run(message.run_cell)
             case "open":
-                cells.open(message.open)
+                self._cells.open(message.open)
             case "interrupt":
-                cells.interrupt(message.interrupt.cell)
+                self._cells.interrupt(message.interrupt.cell)
             case "write_file":
-                outgoing.put_nowait(pb.AttachRequest(file_ended=write_file(file_dir, message.write_file)))
+                self._send(pb.AttachRequest(file_ended=write_file(self._settings.file_dir, message.write_file)))
             case "read_file":
-                outgoing.put_nowait(pb.AttachRequest(file_ended=read_file(file_dir, message.read_file)))
+                self._send(pb.AttachRequest(file_ended=read_file(self._settings.file_dir, message.read_file)))
             case kind:
-                raise HostError(f"the host sent an unknown message ({kind})")
+                raise Ended(f"the host sent an unknown message ({kind})")
 
+    def _ended(self, status: int, details: str) -> None:
+        if status != OK:
+            raise Ended(f"the stream ended with status {status}: {details}")
+        self._loop.stop()
 
-async def _send(call: Any, outgoing: asyncio.Queue[pb.AttachRequest]) -> None:
-    while True:
-        await call.write(await outgoing.get())
+    def _broken(self, reason: str) -> None:
+        raise Ended(reason)
 
+    def _check_greeted(self) -> None:
+        if not self._channel.greeted:
+            raise TimeoutError("who listens there does not speak")
 
-async def _beat(outgoing: asyncio.Queue[pb.AttachRequest], period_s: float) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        outgoing.put_nowait(pb.AttachRequest(heartbeat=pb.Heartbeat()))
+    def _time_is_over(self) -> None:
+        raise TimeoutError("the longest lifetime is over")
+
+    def _beat(self) -> None:
+        self._send(pb.AttachRequest(heartbeat=pb.Heartbeat()))
+        self._loop.call_later(self._settings.heartbeat_s, self._beat)

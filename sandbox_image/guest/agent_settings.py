@@ -16,7 +16,7 @@ class SettingsError(Exception):
 class Settings:
     """Times are in seconds."""
 
-    address: str  # RLM_ADDRESS: any gRPC address
+    address: str  # RLM_ADDRESS: unix:path, or host:port
     context_dir: str  # RLM_CONTEXT_DIR: where context files are; by default beside the Unix socket
     file_dir: str  # RLM_FILE_DIR: where the host's files go
     attach_timeout_s: float  # RLM_ATTACH_TIMEOUT_S: the host must be there within this time

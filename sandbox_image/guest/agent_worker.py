@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
 from agent_link import Link
+from agent_loop import Loop, Timer
 from agent_output import Capture, Send
 from agent_processes import WorkerProcess, kill_everything
 from guest_frames import FrameError, Message, split
@@ -28,13 +28,11 @@ class WorkerOwner(Protocol):
 class Worker:
     """A worker that has been started; it ends by `kill`, or by itself, and is then reaped by its owner."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, process: WorkerProcess, owner: WorkerOwner, stdout: Send, stderr: Send
-    ) -> None:
+    def __init__(self, loop: Loop, process: WorkerProcess, owner: WorkerOwner, stdout: Send, stderr: Send) -> None:
         self._loop = loop
         self._process = process
         self._owner = owner
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self.link = Link(loop, process.control, self)
         self.stdout = Capture(loop, process.stdout, stdout)
         self.stderr = Capture(loop, process.stderr, stderr)

@@ -71,7 +71,7 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, received: bytes) -> Iterator[tuple[Message, bytes]]:
+    def feed(self, received: bytes | memoryview) -> Iterator[tuple[Message, bytes]]:
         """Yields each frame that is complete now.
 
         Raises:

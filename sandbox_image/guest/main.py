@@ -21,28 +21,22 @@ def main() -> int:
     harden()
     # A handler instead of SIG_IGN, which the worker and all its children would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # children are executed, never only forked
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         print(f"rlm agent: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        # Before gRPC is imported, which takes longer than the worker's start.
+        # The worker starts while the rest is imported.
         first = WorkerProcess.start(settings, os.environ)
-        sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio does without, and saves a tenth of the memory
-        import asyncio
-
-        import grpc
-        from agent_cells import HostError
+        from agent_cells import Ended
         from agent_session import attach
 
         try:
-            asyncio.run(attach(settings, first))
+            attach(settings, first)
         except TimeoutError:
             return EXIT_TIME
-        except (HostError, grpc.RpcError) as error:
+        except Ended as error:
             print(f"rlm agent: {error}", file=sys.stderr)
             return EXIT_FAILED
     except OSError as error:
@@ -56,4 +50,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # nothing may hold the end up, such as a thread of gRPC's
+    os._exit(status)  # nothing may hold the end up

@@ -55,9 +55,8 @@ def _formatted(error: BaseException) -> str:
         stack = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), limit=-MAX_FRAMES)
         _cut_own_frames(stack)
         last = "".join(["Traceback (most recent call last):\n", *stack.format()])
-        return (
-            f"(more than {MAX_CHAIN} chained exceptions; the last one:)\n{last}{type_name(error)}: {safe_str(error)}\n"
-        )
+        message = cut(safe_str(error), TRACEBACK_CAP)
+        return f"(more than {MAX_CHAIN} chained exceptions; the last one:)\n{last}{type_name(error)}: {message}\n"
     report = traceback.TracebackException(type(error), error, error.__traceback__, limit=-MAX_FRAMES, compact=True)
     reports = [report]
     while reports:
@@ -65,7 +64,8 @@ def _formatted(error: BaseException) -> str:
         _cut_own_frames(current.stack)
         linked = (current.__cause__, current.__context__, *(current.exceptions or ()))
         reports += [one for one in linked if one is not None]
-    return "".join(report.format())
+    # Piece by piece: a message of megabytes must not be there three times, where memory may be short.
+    return "".join(cut(piece, TRACEBACK_CAP) for piece in report.format())
 
 
 def _cut_own_frames(stack: traceback.StackSummary) -> None:

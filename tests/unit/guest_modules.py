@@ -13,7 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "generated"
 sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "guest"))
 
 import agent_clock as agent_clock
+import agent_grpc as agent_grpc
+import agent_hpack as agent_hpack
+import agent_http2 as agent_http2
 import agent_link as agent_link
+import agent_loop as agent_loop
 import agent_processes as agent_processes
 import agent_settings as agent_settings
 import agent_worker as agent_worker

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from tests.unit.guest_modules import (
     agent_clock,
     agent_link,
+    agent_loop,
     agent_processes,
     agent_settings,
     agent_worker,
@@ -93,41 +94,44 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
-        self.event = asyncio.Event()
+        self.stop: Callable[[], None] = lambda: None
 
     def on_message(self, message: dict[str, Any], data: bytes) -> None:
         self.seen.append((message["op"], data))
 
     def on_broken(self, reason: str, ended: bool) -> None:
         self.seen.append(("broken", ended))
-        self.event.set()
+        self.stop()
 
 
-async def test_a_worker_that_never_reads_breaks_the_link_in_place_of_filling_memory() -> None:
+def test_a_worker_that_never_reads_breaks_the_link_in_place_of_filling_memory() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
         recorder = Recorder()
-        link = agent_link.Link(asyncio.get_running_loop(), ours, recorder)
+        link = agent_link.Link(agent_loop.Loop(), ours, recorder)
         for _ in range(6):
             link.send({"op": "x"}, b"y" * (32 << 20))
         assert recorder.seen == [("broken", False)]
         link.close()
 
 
-async def test_a_link_that_is_closed_in_order_says_so_and_a_paused_one_reads_nothing() -> None:
+def test_a_link_that_is_closed_in_order_says_so_and_a_paused_one_reads_nothing() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
         recorder = Recorder()
-        link = agent_link.Link(asyncio.get_running_loop(), ours, recorder)
+        loop = agent_loop.Loop()
+        recorder.stop = loop.stop
+        link = agent_link.Link(loop, ours, recorder)
         link.pause()
         theirs.send(guest_frames.encode({"op": "hi"}, b"d"))
-        await asyncio.sleep(0)
+        loop.call_later(0, loop.stop)
+        loop.run()
         assert recorder.seen == []
         link.resume()
         theirs.close()
-        await recorder.event.wait()
+        loop.run()
         assert recorder.seen == [("hi", b"d"), ("broken", True)]
 
 

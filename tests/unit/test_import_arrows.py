@@ -57,10 +57,16 @@ DOORS = {
     "docker": {"orchestrator/sandbox/engine_docker"},
     "genai_prices": {"orchestrator/llm/prices"},
     "tenacity": {"orchestrator/llm/retries"},
-    "grpc": {"orchestrator/sandbox/", "orchestrator/server/", "orchestrator/client/", "sandbox_image/guest/"},
+    "grpc": {"orchestrator/sandbox/", "orchestrator/server/", "orchestrator/client/"},  # the guest speaks it by itself
     "grpc_health": {"orchestrator/server/"},
     "grpc_reflection": {"orchestrator/server/"},
-    "google": {"orchestrator/sandbox/wire", "orchestrator/server/", "orchestrator/client/", "orchestrator/wire/"},
+    "google": {
+        "orchestrator/sandbox/wire",
+        "orchestrator/server/",
+        "orchestrator/client/",
+        "orchestrator/wire/",
+        "sandbox_image/guest/agent_",
+    },
     "sqlite3": {"orchestrator/store/"},
     "sqlite_utils": {"orchestrator/store/migrations"},
     "prometheus_client": {"orchestrator/telemetry/"},

@@ -1,0 +1,146 @@
+"""The agent's event loop: descriptors, timers and signals, one callback after the other.
+
+It has the few methods of asyncio's loop that the agent needs, under the same names. Why: docs/decisions/0018.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Callback = Callable[[], None]
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class HasFileno(Protocol):
+    """A socket, for one."""
+
+    def fileno(self) -> int: ...
+
+
+class Timer:
+    """A call that is due at some time, unless it is cancelled."""
+
+    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self._callback: Callable[..., object] | None = callback
+        self._arguments = arguments
+
+    def cancel(self) -> None:
+        """It is not called any more."""
+        self._callback, self._arguments = None, ()
+
+    def run(self) -> None:
+        """Calls, at most once."""
+        callback, arguments = self._callback, self._arguments
+        self.cancel()
+        if callback is not None:
+            callback(*arguments)
+
+
+class Loop:
+    """Runs callbacks until `stop`. What a callback raises comes out of `run`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._signals: dict[int, Callback] = {}
+        self._woken: socket.socket | None = None
+        self._running = False
+
+    def time(self) -> float:
+        """Seconds, from no particular moment."""
+        return time.monotonic()
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> Timer:
+        """Calls back in so many seconds."""
+        timer = Timer(callback, arguments)
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), timer))
+        return timer
+
+    def add_reader(self, file: int | HasFileno, callback: Callback) -> None:
+        """Calls back whenever there is something to read, or nothing more to come."""
+        self._watch(file, READ, callback)
+
+    def add_writer(self, file: int | HasFileno, callback: Callback) -> None:
+        """Calls back whenever there is room to write."""
+        self._watch(file, WRITE, callback)
+
+    def remove_reader(self, file: int | HasFileno) -> None:
+        """Does nothing where there is none."""
+        self._watch(file, READ, None)
+
+    def remove_writer(self, file: int | HasFileno) -> None:
+        """Does nothing where there is none."""
+        self._watch(file, WRITE, None)
+
+    def add_signal_handler(self, number: int, callback: Callback) -> None:
+        """Calls back, from the loop, after the signal; several in a row may become one call."""
+        if self._woken is None:
+            self._woken, theirs = socket.socketpair()
+            self._woken.setblocking(False)
+            theirs.setblocking(False)
+            signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+            self.add_reader(self._woken, self._on_signals)
+        self._signals[number] = callback
+        signal.signal(number, _nothing)
+
+    def stop(self) -> None:
+        """Lets `run` return after the callbacks of this turn."""
+        self._running = False
+
+    def run(self) -> None:
+        """Runs until `stop`."""
+        self._running = True
+        while self._running:
+            for key, events in self._selector.select(self._until_next_timer()):
+                for event in (READ, WRITE):
+                    # An earlier callback of this turn may have taken this one away.
+                    if events & event and (callback := key.data.get(event)) is not None:
+                        callback()
+            self._run_timers()
+
+    def _until_next_timer(self) -> float | None:
+        while self._timers and self._timers[0][2]._callback is None:
+            heapq.heappop(self._timers)
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        due: list[Timer] = []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[2])
+        for timer in due:
+            timer.run()
+
+    def _watch(self, file: int | HasFileno, event: int, callback: Callback | None) -> None:
+        known = self._selector.get_map().get(file)
+        if known is None:
+            if callback is not None:
+                self._selector.register(file, event, {event: callback})
+            return
+        callbacks: dict[int, Callback] = known.data
+        if callback is not None:
+            callbacks[event] = callback
+        else:
+            callbacks.pop(event, None)
+        if not callbacks:
+            self._selector.unregister(file)
+        elif (events := sum(callbacks)) != known.events:
+            self._selector.modify(file, events, callbacks)
+
+    def _on_signals(self) -> None:
+        assert self._woken is not None
+        for number in set(self._woken.recv(4096)):
+            if (callback := self._signals.get(number)) is not None:
+                callback()
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """A handler that has to be there for the signal to wake the loop."""
