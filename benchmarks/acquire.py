@@ -12,12 +12,11 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.floors import EmptyContainers
 from benchmarks.registry import Row, benchmark, repeats
-from benchmarks.setting import IMAGE, orchestrator_with, pool_is_full
+from benchmarks.setting import IMAGE, orchestrator_with, pool_is_full, says
 from orchestrator.build import Orchestrator
-from orchestrator.testing.scripted import constant
 
 POOL = 8
-MODELS = {"model": constant("")}
+MODELS = {"model": says("")}
 
 
 @benchmark("acquire", "A sandbox, cold and from the pool", core=True)

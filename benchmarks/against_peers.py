@@ -15,8 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.registry import Row, benchmark, quick
-from benchmarks.setting import orchestrator_with, pool_is_full, timed
-from orchestrator.testing.scripted import constant
+from benchmarks.setting import orchestrator_with, pool_is_full, says, timed
 
 HERE = Path(__file__).parent / "peers"
 ROOT = HERE.parents[1]
@@ -46,7 +45,7 @@ async def peers() -> Sequence[Row]:
     ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": []}
     theirs: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
-    models = {"model": constant("")}
+    models = {"model": says("")}
     with _peers(failed) as names:
         async with (
             orchestrator_with(models, pool_max=0) as cold,

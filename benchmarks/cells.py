@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.floors import BareGrpc, EmptyContainers, bare_grpc
 from benchmarks.registry import Row, benchmark, repeats
-from benchmarks.setting import IMAGE, at_once, orchestrator_with, timed
+from benchmarks.setting import IMAGE, at_once, orchestrator_with, says, timed
 from orchestrator.seams import Sandbox
-from orchestrator.testing.scripted import constant
 
 AT_A_TIME = 50
 ASK = """\
@@ -33,7 +32,7 @@ async def cell() -> Sequence[Row]:
     a Python that prints the same, over the engine's interface; held against the cell. The output of 1 MB is printed in
     one call: the model would see its ends, so 64 KiB of it travel."""
     async with (
-        orchestrator_with({"model": constant("")}, pool_max=0) as orchestrator,
+        orchestrator_with({"model": says("")}, pool_max=0) as orchestrator,
         orchestrator.sandbox(answer=at_once) as sandbox,
         bare_grpc() as bare,
     ):

@@ -13,9 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.registry import Row, benchmark, quick, repeats
-from benchmarks.setting import orchestrator_with, timed
+from benchmarks.setting import orchestrator_with, says, timed
 from orchestrator.seams import Sandbox
-from orchestrator.testing.scripted import constant
 
 REPEATS = 2
 BLOCK = b"A line of a long text, of the plain kind that a log or a book has in it.\n" * 1000
@@ -25,8 +24,7 @@ SIZES = {"1 kB": 10**3, "1 GB": 10**9}
 PROGRAM = """
 import asyncio, json, resource, sys, time
 from pathlib import Path
-from benchmarks.setting import orchestrator_with
-from orchestrator.testing.scripted import constant
+from benchmarks.setting import orchestrator_with, says
 
 PEAK = '''
 from pathlib import Path
@@ -36,7 +34,7 @@ print(next((p.read_text().strip() for p in peaks if p.exists()), "nan"))
 
 async def main():
     found = {}
-    async with orchestrator_with({"model": constant("")}, pool_max=0, memory_mib=4096) as orchestrator:
+    async with orchestrator_with({"model": says("")}, pool_max=0, memory_mib=4096) as orchestrator:
         began = time.perf_counter()
         async with orchestrator.sandbox(Path(sys.argv[1])) as sandbox:
             await sandbox.run("1 + 1")
@@ -68,7 +66,7 @@ async def context_cells() -> Sequence[Row]:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(dir="/var/tmp"))
         orchestrator = await stack.enter_async_context(
-            orchestrator_with({"model": constant("")}, pool_max=0, memory_mib=4096)
+            orchestrator_with({"model": says("")}, pool_max=0, memory_mib=4096)
         )
         sandboxes: dict[str, Sandbox] = {}
         for name, count in sizes.items():

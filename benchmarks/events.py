@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.registry import Row, benchmark, repeats
-from benchmarks.setting import orchestrator_with, pool_is_full, reply
+from benchmarks.setting import orchestrator_with, pool_is_full, reply, says
 from orchestrator.events import Record, Sink
 from orchestrator.folds.journal import JournalWriter
-from orchestrator.testing.scripted import constant, latency, with_faults
 
 BATCH = 'FINAL(len(llm_batch([f"q{n}" for n in range(200)], max_concurrent=20)))'
 RUNS = 100
@@ -24,9 +23,9 @@ TICK_S = 0.005
 async def recording() -> Sequence[Row]:
     """A run whose one cell asks 200 questions of a model that takes no time, without a sink, with one that only counts
     the events, and with a journal in a file; they take turns. Held against the one without."""
-    policies = {"root": constant(reply(BATCH)), "leaf": constant("yes")}
+    models = {"root": says(reply(BATCH)), "leaf": says("yes")}
     seconds: dict[str, list[float]] = {"nobody watches": [], "events are counted": [], "a journal is written": []}
-    async with orchestrator_with(policies, pool_min=1, pool_max=1, cache_mib=0) as orchestrator:
+    async with orchestrator_with(models, pool_min=1, pool_max=1, cache_mib=0) as orchestrator:
         await orchestrator.ask("Go.")
         for n in range(repeats(6)):
             for what, found in seconds.items():
@@ -51,13 +50,12 @@ async def service() -> Sequence[Row]:
     """100 runs in one process at the same time, each of one cell that asks one question; every model takes 200 ms. At
     most 16 sandboxes at a time, so most of the time is the start of 100 containers; held against two model calls. The
     event loop's lag: how much later than after 5 ms a task that sleeps for 5 ms wakes up, all the while."""
-    slow = latency(0.2)
-    policies = {
-        "root": with_faults(constant(reply('FINAL(llm_query("q"))')), slow),
-        "leaf": with_faults(constant("yes"), slow),
+    models = {
+        "root": says(reply('FINAL(llm_query("q"))'), 0.2),
+        "leaf": says("yes", 0.2),
     }
     lags: list[float] = []
-    async with orchestrator_with(policies, capacity=16, pool_min=8, pool_max=8, max_concurrent=100) as orchestrator:
+    async with orchestrator_with(models, capacity=16, pool_min=8, pool_max=8, max_concurrent=100) as orchestrator:
         await orchestrator.ask("Go.")
         await pool_is_full(orchestrator, 8)
         watching = asyncio.create_task(_watch_lag(lags))

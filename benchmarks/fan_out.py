@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import openai
 
 from benchmarks.registry import Row, benchmark, repeats
-from benchmarks.setting import orchestrator_with, pool_is_full, reply, timed
+from benchmarks.setting import orchestrator_with, pool_is_full, reply, says, timed
 from orchestrator.config import Config
-from orchestrator.testing.scripted import Policy, constant, latency, with_faults
 
 REPEATS = 4
 BATCH = """\
@@ -26,11 +25,11 @@ PARTS, THINKING_S = 2, 0.5
 async def fan_out() -> Sequence[Row]:
     """The scripted model takes 1 s for each answer. Timed by the code itself, inside its container, around one
     `llm_batch` of 20 prompts with max_concurrent=10; the ideal is ceil(20 / 10) x 1 s."""
-    policies: dict[str, Policy] = {
-        "root": constant(reply(BATCH)),
-        "leaf": with_faults(constant("yes"), latency(1.0)),
+    models = {
+        "root": says(reply(BATCH)),
+        "leaf": says("yes", 1.0),
     }
-    async with orchestrator_with(policies) as orchestrator:
+    async with orchestrator_with(models) as orchestrator:
         samples = [float((await orchestrator.ask("Go.")).answer) for _ in range(REPEATS)]
     return [Row("llm_batch in a container", tuple(samples), "s", 2.0)]
 
@@ -46,13 +45,13 @@ FINAL(time.monotonic() - began)
 @benchmark("batch", "A batch of 1,000 sub-calls of 200 ms, 100 at a time", core=True)
 async def batch() -> Sequence[Row]:
     """As above, with max_concurrent=100 for the batch and for the orchestrator, over real HTTP connections to the
-    scripted server, which has a thread of the same process; held against the ideal, 1000 / 100 x 0.2 s. Beside it
-    AsyncOpenAI alone, 100 tasks at a time, in the same process: one processor cannot do much more than that with it."""
-    policies: dict[str, Policy] = {
-        "root": constant(reply(LARGE_BATCH)),
-        "leaf": with_faults(constant("yes"), latency(0.2)),
+    scripted server, which has a process of its own; held against the ideal, 1000 / 100 x 0.2 s. Beside it AsyncOpenAI
+    alone, 100 tasks at a time, in the orchestrator's process, as its documents say."""
+    models = {
+        "root": says(reply(LARGE_BATCH)),
+        "leaf": says("yes", 0.2),
     }
-    async with orchestrator_with(policies, max_concurrent=100, cache_mib=0) as orchestrator:
+    async with orchestrator_with(models, max_concurrent=100, cache_mib=0) as orchestrator:
         samples, alone = [], []
         for _ in range(repeats(REPEATS)):
             samples.append(float((await orchestrator.ask("Go.")).answer))
@@ -79,17 +78,16 @@ async def leaves() -> Sequence[Row]:
     """The root asks one batch of 1, 8 or 64 sub-calls, each of which is an RLM with a sandbox of its own that answers
     at once from its first cell; each model takes 0.5 s. Held against the critical path, 2 x 0.5 s. Nine sandboxes are
     kept warm, and 17 may be in use: of 64 leaves most wait for room, and for a cold start on two processors."""
-    slow = latency(THINKING_S)
     rows = []
     for count in (1, 8, 64):
         root = f"FINAL(len(llm_batch([str(n) for n in range({count})], max_concurrent={count})))"
-        policies: dict[str, Policy] = {
-            "root": with_faults(constant(reply(root)), slow),
-            "child": with_faults(constant(reply("FINAL(1)")), slow),
-            "leaf": constant("yes"),
+        models = {
+            "root": says(reply(root), THINKING_S),
+            "child": says(reply("FINAL(1)"), THINKING_S),
+            "leaf": says("yes"),
         }
         pool = {"pool_min": 9, "pool_max": 9, "capacity": 17, "max_concurrent": 100}
-        async with orchestrator_with(policies, max_depth=2, **pool) as orchestrator:
+        async with orchestrator_with(models, max_depth=2, **pool) as orchestrator:
             samples = []
             for _ in range(2):
                 await pool_is_full(orchestrator, 9)
@@ -105,16 +103,15 @@ async def tree() -> Sequence[Row]:
     With a warm pool, which is full before each run, a
     sandbox is there when it is asked for."""
     code = reply(f"FINAL(' '.join(llm_batch([context + str(n) for n in range({PARTS})])))")
-    slow = latency(THINKING_S)
-    policies: dict[str, Policy] = {
-        "root": with_faults(constant(code), slow),
-        "child": with_faults(constant(code), slow),
-        "grandchild": with_faults(constant(code), slow),
-        "leaf": with_faults(constant("yes"), slow),
+    models = {
+        "root": says(code, THINKING_S),
+        "child": says(code, THINKING_S),
+        "grandchild": says(code, THINKING_S),
+        "leaf": says("yes", THINKING_S),
     }
     rows = []
     for what, pool in (("no pool", {"pool_max": 0}), ("8 kept warm", {"pool_min": 8, "pool_max": 8})):
-        async with orchestrator_with(policies, max_depth=3, **pool) as orchestrator:
+        async with orchestrator_with(models, max_depth=3, **pool) as orchestrator:
             await orchestrator.ask("Go.", "x")  # connections are open
             samples = []
             for _ in range(repeats(REPEATS)):

@@ -12,14 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.registry import Row, benchmark, quick
-from benchmarks.setting import orchestrator_with, timed
+from benchmarks.setting import orchestrator_with, says, timed
 from orchestrator.build import Orchestrator
 from orchestrator.seams import Sandbox
-from orchestrator.testing.scripted import constant
 
 LIVE = 200
 CHURN_S = float(os.environ.get("CHURN_S", "40"))
-MODELS = {"model": constant("")}
+MODELS = {"model": says("")}
 _MIB = 1024 * 1024
 
 

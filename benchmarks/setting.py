@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -13,10 +16,10 @@ from typing import Any
 from orchestrator.build import Orchestrator, open_orchestrator
 from orchestrator.config import Config
 from orchestrator.sandbox.factory import DockerSandboxes
-from orchestrator.testing.scripted import Policy, ScriptedServerThread
 from orchestrator.values import Answered, Batch, Slot
 
 IMAGE = "rlm-sandbox:latest"
+Script = Mapping[str, str]  # see orchestrator/testing/scripted/script.py
 
 
 def reply(code: str) -> str:
@@ -33,11 +36,31 @@ def state_dir() -> Iterator[str]:
         shutil.rmtree(path)
 
 
+def says(text: str, after_s: float = 0.0) -> Script:
+    """A model that answers each request with this text."""
+    return {"text": text, "faults": f"latency={after_s}"} if after_s else {"text": text}
+
+
+@contextmanager
+def scripted(models: Mapping[str, Script]) -> Iterator[str]:
+    """The address of a scripted server, in a process of its own, as a model's API has machines of its own."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"models": models}, file)
+        file.flush()
+        command = [sys.executable, "-m", "orchestrator.testing.scripted", "--script", file.name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield f"{process.stdout.readline().strip()}/v1"
+            finally:
+                process.terminate()
+
+
 @asynccontextmanager
-async def orchestrator_with(policies: Mapping[str, Policy], **settings: Any) -> AsyncIterator[Orchestrator]:
-    """The policies are the models by depth, the root's first. The server has a thread and loop of its own."""
-    with state_dir() as state, ScriptedServerThread(policies) as server:
-        given = {"base_url": server.base_url, "api_key": "scripted", "state_dir": state, "models": tuple(policies)}
+async def orchestrator_with(models: Mapping[str, Script], **settings: Any) -> AsyncIterator[Orchestrator]:
+    """The models by depth, the root's first."""
+    with state_dir() as state, scripted(models) as base_url:
+        given = {"base_url": base_url, "api_key": "scripted", "state_dir": state, "models": tuple(models)}
         config = Config.load({**given, **settings}, environ={}, dotenv=None)
         async with open_orchestrator(config) as orchestrator:
             yield orchestrator

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
 
 from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import Span
+from orchestrator.llm.openai_answers import Answer, Collected, text_of, usage_of
 from orchestrator.llm.openai_client import OpenAIClient
 from orchestrator.seams import RequestTally, TextSink
-from orchestrator.values import FinishReason, Message, Reply, Usage
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from orchestrator.values import Message, Reply
 
 _RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n", "timeout", "extra_headers"})
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
-_FINISH_REASONS: Mapping[str | None, FinishReason] = {
-    "stop": FinishReason.STOP,
-    "length": FinishReason.LENGTH,
-    "content_filter": FinishReason.CONTENT_FILTER,
-}
+# OpenAI: "max_tokens is too large: 16384. This model supports at most 4096 completion tokens, ..."
+# vLLM: "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 8192 tokens
+# and your request has 50 input tokens (16384 > 8192 - 50)."
+_TOO_LARGE = re.compile(r"too large|at most \d|exceeds", re.IGNORECASE)
+_AT_MOST = re.compile(r"at most (\d{1,9}) (?:completion |output )?tokens")
+_WINDOW = re.compile(r"context length is (\d{1,9}) tokens and your request has (\d{1,9}) input tokens")
 
 
 class OpenAIChat:
@@ -79,31 +81,30 @@ class OpenAIChat:
         self._client.check_loop()
         tally = tally or RequestTally()
         limits = [limit for limit in (self._max_output_tokens, max_output_tokens) if limit is not None]
-        limit = min(limits) if limits else None
+        attempt = _Attempt(min(limits) if limits else None)
         while True:
-            outcome = await self._request(messages, limit, on_text, tally)
+            outcome = await self._request(messages, attempt, on_text, tally)
             match outcome:
                 case Reply():
                     return outcome
                 case ModelFailed():
                     raise outcome
-                case _Adapted():
-                    continue
+                case _Attempt():
+                    attempt = outcome
 
     async def _request(
-        self, messages: Sequence[Message], limit: int | None, on_text: TextSink | None, tally: RequestTally
-    ) -> Reply | ModelFailed | _Adapted:
+        self, messages: Sequence[Message], attempt: _Attempt, on_text: TextSink | None, tally: RequestTally
+    ) -> Reply | ModelFailed | _Attempt:
         # Returned rather than raised, so that no SDK exception, which quotes the request, is chained to ours.
         from orchestrator.llm import openai_sdk
 
-        body = self._body(messages, limit, streamed=on_text is not None)
+        body = self._body(messages, attempt.output_limit, streamed=on_text is not None)
         tally.sent += 1
         secret = self._client.secret
         try:
             async with asyncio.timeout(self._client.timeout_s):
                 if on_text is None:
-                    result = await self._client.sdk.chat.completions.create(**body)
-                    reply = self._read_plain(result)
+                    reply = self._read_plain(await openai_sdk.post_chat(self._client.sdk, body))
                 else:
                     reply = await self._stream(body, on_text)
         except TimeoutError:
@@ -112,12 +113,12 @@ class OpenAIChat:
         except ModelFailed as failed:
             return failed
         except Exception as error:
-            if self._adapt(openai_sdk.rejected_parameter(error), body):
-                tally.closed += 1
-                return _Adapted()
             failure = openai_sdk.rename(error, self._model, secret)
             if failure is None:
                 raise
+            if (other := self._adapted(openai_sdk.rejected_parameter(error), body, attempt)) is not None:
+                tally.closed += 1
+                return other
             if failure.unbilled:
                 tally.closed += 1
             return failure.error
@@ -131,7 +132,7 @@ class OpenAIChat:
         }
         dialect = self._client.dialect
         if limit is not None:
-            body[dialect.output_limit_field] = limit
+            body[dialect.output_limit_field] = min(limit, dialect.output_limits.get(self._model, limit))
         if streamed:
             body["stream"] = True
             if dialect.stream_usage:
@@ -139,18 +140,28 @@ class OpenAIChat:
         # The SDK refuses keywords that it does not know; what other servers understand goes around it.
         return {**body, "extra_body": self._options} if self._options else body
 
-    def _adapt(self, complaint: str, body: Mapping[str, Any]) -> bool:
-        """Learns from a rejected parameter; true when another try will differ, so that this ends."""
+    def _adapted(self, complaint: str, body: Mapping[str, Any], attempt: _Attempt) -> _Attempt | None:
+        """What to try next after a rejected parameter, and never what was tried before, so that this ends."""
         dialect = self._client.dialect
         if "stream_options" in body and ("stream_options" in complaint or "include_usage" in complaint):
             dialect.stream_usage = False
-            return True
-        for sent, other in (_OUTPUT_LIMITS, _OUTPUT_LIMITS[::-1]):
-            # "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
-            if sent in body and sent in complaint and other in complaint:
-                dialect.output_limit_field = other
-                return True
-        return False
+            return attempt
+        sent = next((name for name in _OUTPUT_LIMITS if name in body), None)
+        if sent is None or sent not in complaint:
+            return None
+        limit = body[sent]
+        if _TOO_LARGE.search(complaint):
+            if (smaller := _smaller(complaint, limit)) is None:
+                return None
+            if most := _AT_MOST.search(complaint):
+                dialect.output_limits[self._model] = int(most[1])
+            return replace(attempt, output_limit=smaller)
+        # "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
+        other = next(name for name in _OUTPUT_LIMITS if name != sent)
+        if other not in complaint or attempt.other_field:
+            return None
+        dialect.output_limit_field = other
+        return replace(attempt, other_field=True)
 
     def _malformed(self, detail: str) -> ModelFailed:
         from orchestrator.llm import openai_sdk
@@ -162,87 +173,58 @@ class OpenAIChat:
 
         return openai_sdk.error_body(self._model, body, self._client.secret)
 
-    def _read_plain(self, result: ChatCompletion | str) -> Reply:
-        if isinstance(result, str):  # the SDK hands out the text of an answer that is not JSON
-            raise self._malformed(f"expected JSON, got {result[:80]!r}")
-        if error := (result.model_extra or {}).get("error"):
-            raise self._error_body(error)
-        choices = result.choices  # nothing in an answer is checked by the SDK: any field may be missing
-        if not choices:
+    def _read_plain(self, answer: bytes) -> Reply:
+        try:
+            result = msgspec.json.decode(answer, type=Answer)
+        except msgspec.ValidationError as error:
+            raise self._malformed(f"the answer has another shape: {error}") from None
+        except msgspec.DecodeError:
+            raise self._malformed(f"expected JSON, got {answer[:80].decode('utf-8', 'replace')!r}") from None
+        if result.error:
+            raise self._error_body(result.error)
+        if not result.choices:
             raise self._malformed("the answer has no choices")
-        message = getattr(choices[0], "message", None)
+        message, finish = result.choices[0].message, result.choices[0].finish_reason
         if message is None:
             raise self._malformed("the answer's choice has no message")
-        collected = _Collected(model=result.model, usage=_usage(result.usage))
-        collected.text.append(_text(message.content))
-        collected.refusal.append(_text(getattr(message, "refusal", None)))
-        collected.finish = choices[0].finish_reason
+        collected = Collected(model=result.model, usage=usage_of(result.usage))
+        collected.text.append(text_of(message.content))
+        collected.refusal.append(text_of(message.refusal))
+        collected.finish = finish if isinstance(finish, str) else None
         return collected.reply(self._model)
 
     async def _stream(self, body: dict[str, Any], on_text: TextSink) -> Reply:
-        collected = _Collected()
+        collected = Collected()
         async with await self._client.sdk.chat.completions.create(**body) as stream:
             media_type = stream.response.headers.get("content-type", "").split(";")[0].strip().lower()
             if media_type in ("text/html", "application/json"):
                 raise self._malformed(f"expected a stream of events, got {media_type}")
             async for chunk in stream:
-                collected.take(chunk, on_text)
+                try:
+                    pieces = collected.take(chunk)
+                except (AttributeError, TypeError) as error:  # the SDK checks nothing of what a server sends
+                    raise self._malformed(f"a chunk has another shape: {error}") from None
+                for piece in pieces:
+                    on_text(piece)
         if collected.finish is None and collected.usage is None:
             raise ModelFailed(ModelFailure.CONNECTION, self._model, "the stream ended before the answer did")
         return collected.reply(self._model)
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapted:
-    """The server turned a parameter down; the next request goes without it."""
+class _Attempt:
+    """How a request is made that a server may turn down for a parameter."""
+
+    output_limit: int | None
+    other_field: bool = False  # the limit's field is the second of the two
 
 
-@dataclass(slots=True)
-class _Collected:
-    """A reply as it comes together."""
-
-    model: str | None = None
-    usage: Usage | None = None
-    finish: str | None = None
-    text: list[str] = field(default_factory=list)
-    refusal: list[str] = field(default_factory=list)
-
-    def take(self, chunk: ChatCompletionChunk, on_text: Callable[[str], None]) -> None:
-        self.model = chunk.model or self.model
-        self.usage = _usage(chunk.usage) or self.usage
-        for choice in chunk.choices or ():
-            delta = choice.delta
-            if delta is not None:
-                if piece := _text(delta.content):
-                    self.text.append(piece)
-                    on_text(piece)
-                if piece := _text(getattr(delta, "refusal", None)):
-                    self.refusal.append(piece)
-            self.finish = choice.finish_reason or self.finish
-
-    def reply(self, configured_model: str) -> Reply:
-        text, refusal = "".join(self.text), "".join(self.refusal)
-        finish = FinishReason.REFUSAL if refusal else _FINISH_REASONS.get(self.finish, FinishReason.OTHER)
-        return Reply(text or refusal, finish, self.usage, self.model or configured_model)
-
-
-def _text(content: object) -> str:
-    """A content field as text: null is empty, and some servers send a list of parts."""
-    match content:
-        case str():
-            return content
-        case list():
-            return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
-        case _:
-            return ""
-
-
-def _usage(usage: Any) -> Usage | None:
-    """Tokens, or None where the API left them out or sent something else than counts."""
-    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-    match counts:
-        case (int() as prompt, int() as completion) if prompt >= 0 and completion >= 0:
-            cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-            return Usage(prompt, completion, cached if isinstance(cached, int) else 0)
-        case _:
-            return None
+def _smaller(complaint: str, limit: int) -> int | None:
+    """An output limit that the server may take, from its own words; None when there is none below `limit`."""
+    if most := _AT_MOST.search(complaint):
+        fits = int(most[1])
+    elif window := _WINDOW.search(complaint):
+        fits = int(window[1]) - int(window[2])
+    else:
+        fits = limit // 2
+    return fits if 0 < fits < limit else None

@@ -24,6 +24,7 @@ class Dialect:
 
     output_limit_field: str  # "max_completion_tokens", or "max_tokens" on most servers other than OpenAI's
     stream_usage: bool = True  # takes `stream_options: {"include_usage": true}`
+    output_limits: dict[str, int] = field(default_factory=dict)  # the most that a model may be asked for, in tokens
 
 
 @dataclass(frozen=True, slots=True)

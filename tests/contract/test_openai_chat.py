@@ -99,6 +99,27 @@ async def test_an_answer_without_choices_is_malformed() -> None:
     assert (await failure_of(Damaged(FULL, Damage.NO_CHOICES), False, RequestTally())).kind is ModelFailure.MALFORMED
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["[]", "null", "5", '{"choices":5}', '{"choices":[{"message":"hi"}]}', '{"choices":[null]}', "{", "\xff"],
+)
+async def test_json_of_another_shape_is_malformed(body: str) -> None:
+    answer = RawBody(body.encode("latin-1"), "application/json")
+    assert (await failure_of(answer, False, RequestTally())).kind is ModelFailure.MALFORMED
+
+
+@pytest.mark.parametrize("chunk", ["null", "5", "[]", '{"choices":5}', '{"choices":[{"delta":"hi"}]}'])
+async def test_a_chunk_of_another_shape_is_malformed(chunk: str) -> None:
+    answer = RawBody(f"data: {chunk}\n\ndata: [DONE]\n\n".encode(), "text/event-stream")
+    assert (await failure_of(answer, True, RequestTally())).kind is ModelFailure.MALFORMED
+
+
+async def test_a_finish_reason_of_another_type_is_tolerated() -> None:
+    body = b'{"choices":[{"message":{"content":"yes"},"finish_reason":["stop"]}]}'
+    async with served(RawBody(body, "application/json")) as (chat, _):
+        assert (await chat.chat(ASK, EventLog().root())).text == "yes"
+
+
 async def test_a_stream_of_a_chunk_without_choices_never_ended() -> None:
     assert (await failure_of(Damaged(FULL, Damage.NO_CHOICES), True, RequestTally())).kind is ModelFailure.CONNECTION
 
@@ -197,6 +218,44 @@ async def test_the_output_limits_field_follows_the_servers_complaint() -> None:
         assert (await chat.chat(ASK, EventLog().root())).text == FULL.text
         await chat.chat(ASK, EventLog().root(), max_output_tokens=50)
         assert [request.body.get("max_completion_tokens") for request in server.requests] == [None, 100, 50]
+
+
+OPENAI = "max_tokens is too large: {0}. This model supports at most 4096 completion tokens, whereas you provided {0}."
+VLLM = (
+    "'max_tokens' or 'max_completion_tokens' is too large: {0}. This model's maximum context length is 8192 tokens and "
+    "your request has 50 input tokens ({0} > 8192 - 50)."
+)
+
+
+@streams
+@pytest.mark.parametrize(
+    ("words", "most", "sent"),
+    [
+        pytest.param(OPENAI, 4096, [16_384, 4096, 4096], id="OpenAI, whose limit is kept"),
+        pytest.param(VLLM, 8142, [16_384, 8142, 16_384, 8142], id="vLLM, whose limit is this request's"),
+        pytest.param("max_tokens exceeds the limit", 5000, [16_384, 8192, 4096] * 2, id="no number"),
+    ],
+)
+async def test_an_output_limit_above_the_models_own_is_made_smaller(
+    words: str, most: int, sent: list[int], streamed: bool
+) -> None:
+    def script(request: ChatRequest) -> Outcome:
+        limit = request.max_tokens or 0
+        return ApiError(400, words.format(limit), param="max_tokens") if limit > most else FULL
+
+    async with served(script) as (chat, server):
+        for _ in range(2):
+            on_text = (lambda text: None) if streamed else None
+            assert (await chat.chat(ASK, EventLog().root(), on_text, max_output_tokens=16_384)).text == FULL.text
+        assert [request.body.get("max_tokens") for request in server.requests] == sent
+
+
+async def test_a_server_that_names_both_limits_whatever_is_sent_is_not_asked_for_ever() -> None:
+    words = "neither 'max_tokens' nor 'max_completion_tokens' is supported here"
+    async with served(ApiError(400, words), max_output_tokens=9) as (chat, server):
+        with pytest.raises(ModelFailed, match="rejected"):
+            await chat.chat(ASK, EventLog().root())
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
