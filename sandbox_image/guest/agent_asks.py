@@ -11,7 +11,7 @@ from guest_frames import FrameError, Message, split
 from rlm.guest.v1 import guest_pb2 as pb
 
 MAX_IN_FLIGHT = 64
-MAX_BYTES_IN_FLIGHT = 64 << 20
+MAX_BYTES_IN_FLIGHT = 68 << 20  # bytes: above one frame of the largest size
 MAX_QUESTIONS = 10_000
 
 KINDS = {"text": pb.CONTEXT_KIND_TEXT, "json": pb.CONTEXT_KIND_JSON, "bytes": pb.CONTEXT_KIND_BYTES}
@@ -24,10 +24,10 @@ Begin = Callable[[OnMessage, OnEnd], Call]
 class Asks:
     """The calls in flight; all of them end with the cell."""
 
-    def __init__(self, begin: Begin, reply: Callable[..., None], changed: Callable[[int, bool], None]) -> None:
+    def __init__(self, begin: Begin, reply: Callable[..., None], changed: Callable[[int], None]) -> None:
         """`begin` begins a call of Ask; `reply` sends a message and its data to the worker.
 
-        `changed` is told how many calls are in flight, and whether no more should be taken now.
+        `changed` is told how many calls are in flight.
         """
         self._begin = begin
         self._reply = reply
@@ -44,13 +44,17 @@ class Asks:
         number, limit = message["id"], message["max_concurrent"]
         if type(number) is not int or type(limit) is not int or not 1 <= limit < 1 << 31 or number in self._calls:
             raise FrameError("an ask without an id of its own or with a bad max_concurrent")
+        if len(self._calls) >= MAX_IN_FLIGHT or self._bytes + len(data) > MAX_BYTES_IN_FLIGHT:
+            # The worker keeps to less, so this is code in its place; and to read no more would be deaf to a cell's end.
+            self._refuse(number, "invalid", "too many questions are in flight")
+            return
         request = _request(message["questions"], limit, data)
         asked, answers = len(request.questions), list[bytes]()
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)
         self._bytes += len(data)
         call.send(request.SerializeToString(), last=True)
-        self._tell()
+        self._changed(len(self._calls))
 
     def refuse(self, number: object) -> None:
         """Answers an ask that comes when no cell runs that could wait for it.
@@ -66,7 +70,7 @@ class Asks:
         """The code waits for this one no more."""
         if type(number) is int and number in self._calls:
             self._forget(number).cancel()
-            self._tell()
+            self._changed(len(self._calls))
 
     def cancel_all(self) -> list[int]:
         """The cell has ended, or is to end: nobody should pay for an answer that nobody reads.
@@ -83,10 +87,6 @@ class Asks:
         self._bytes -= size
         return call
 
-    def _tell(self) -> None:
-        full = len(self._calls) >= MAX_IN_FLIGHT or self._bytes >= MAX_BYTES_IN_FLIGHT
-        self._changed(len(self._calls), full)
-
     def _ended(self, number: int, asked: int, answers: list[bytes], status: int, details: str) -> None:
         self._forget(number)
         if status == OK:
@@ -94,7 +94,7 @@ class Asks:
         else:
             kind = "invalid" if status in _INVALID else "failed"
             self._refuse(number, kind, (details or "the host could not be asked")[:2000])
-        self._tell()
+        self._changed(len(self._calls))
 
     def _answer(self, number: int, asked: int, answers: list[bytes]) -> None:
         try:

@@ -140,8 +140,7 @@ class Cells:
 
     def _finish(self, ended: pb.CellEnded) -> None:
         assert self._clock is not None
-        self._asks.cancel_all()
-        self._worker.link.resume()
+        self._refuse_all()  # threads of the cell that asked while it ended, too
         ended.seconds = self._clock.finish()
         self._ending = ended
         ended.stdout_bytes = self._worker.stdout.end()
@@ -152,17 +151,19 @@ class Cells:
     def _interrupt(self) -> None:
         self._worker.link.send({"op": "interrupt", "cell": self._last_cell})
         # Threads of the cell that wait for answers must not keep it from stopping.
+        self._refuse_all()
+        self._on_asks_changed(0)
+
+    def _refuse_all(self) -> None:
         for number in self._asks.cancel_all():
             self._asks.refuse(number)
-        self._on_asks_changed(0, False)
 
     def _reply(self, message: Message, *data: bytes) -> None:
         self._worker.link.send(message, *data)
 
-    def _on_asks_changed(self, in_flight: int, full: bool) -> None:
+    def _on_asks_changed(self, in_flight: int) -> None:
         if self._clock:
             (self._clock.pause if in_flight else self._clock.resume)()
-        (self._worker.link.pause if full else self._worker.link.resume)()
 
     def _context(self, context: pb.Context) -> dict[str, Any]:
         name = context.file_name

@@ -33,7 +33,6 @@ class Link:
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._unsent = bytearray()
         self._open = True
-        self._paused = False
         loop.add_reader(control, self._read)
 
     def send(self, message: Message, *data: bytes) -> None:
@@ -52,18 +51,6 @@ class Link:
         self._unsent += frame
         if len(self._unsent) > MAX_UNREAD:
             self._break("it does not read", ended=False)
-
-    def pause(self) -> None:
-        """Reads nothing until `resume`: the worker has asked enough."""
-        if self._open and not self._paused:
-            self._paused = True
-            self._loop.remove_reader(self._socket)
-
-    def resume(self) -> None:
-        """Reads again."""
-        if self._open and self._paused:
-            self._paused = False
-            self._loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:
         """Forgets the socket, without closing it."""

@@ -166,6 +166,40 @@ async def test_asks_in_flight_are_cancelled_when_their_cell_ends(host: GuestHost
     assert (await host.run("t.join(); heard")).stdout == "['ended']\n"
 
 
+async def test_a_cell_that_ends_with_all_calls_in_flight_is_told_at_once(host: GuestHost) -> None:
+    all_here = asyncio.Event()
+
+    async def wait(request: pb.AskRequest) -> pb.AskResponse:
+        if len(host.asked) == 64:
+            all_here.set()
+        return await never(request)
+
+    host.answer = wait
+    code = (
+        "import threading, time\n"
+        "for n in range(64): threading.Thread(target=llm_query, args=(str(n),), daemon=True).start()\n"
+        "while True:\n    time.sleep(0.01)"
+    )
+    host.start(code)
+    await all_here.wait()
+    host.interrupt()
+    assert (await host.end()).status == "INTERRUPTED"
+
+
+async def test_a_thread_that_asks_while_its_cell_ends_is_not_left_waiting(host: GuestHost) -> None:
+    host.answer = never
+    code = (
+        "import threading\nstop = False\n"
+        "def ask():\n    while not stop:\n        try: llm_query('late')\n        except SubcallFailed: pass\n"
+        "threads = [threading.Thread(target=ask, daemon=True) for _ in range(20)]\n"
+        "for t in threads: t.start()"
+    )
+    assert (await host.run(code)).status == "OK"
+    host.answer = echo
+    ran = await host.run("stop = True\nfor t in threads: t.join()")
+    assert ran.status == "OK"
+
+
 async def test_closing_low_descriptors_harms_nothing_but_the_cells_own_output(host: GuestHost) -> None:
     ran = await host.run("import os; os.closerange(0, 20); x = 1")
     assert ran.status == "OK"
