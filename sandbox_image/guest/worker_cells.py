@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from worker_answers import FinalAnswers
 from worker_contexts import Contexts
-from worker_describe import FinalText, shown, variables
+from worker_describe import FinalText, shown, type_name, variables
 from worker_interrupts import Interrupts
 from worker_tracebacks import CodeError, describe, remember_source
 
@@ -87,11 +87,15 @@ class Cells:
                 self._interrupts.disarm()
         except BaseException as raised:  # an interrupt that came while the error was described
             raised.__context__ = None  # which is that error: it may hang again
-            error = describe(raised)
+            error = _described_once_more(raised)
         if error is not None and self._interrupts.requested:
             self._cancel_tasks()
         self._restore()
-        return CellResult(error, self._finals.given, self.variables())
+        try:
+            found = self.variables()
+        except Exception:  # of a namespace that was tampered with; the cell has ended well all the same
+            found = []
+        return CellResult(error, self._finals.given, found)
 
     def _execute(self, source: str, filename: str) -> None:
         tree: ast.Module = self._compile(source, filename, "exec", ast.PyCF_ONLY_AST)
@@ -147,6 +151,13 @@ class Cells:
         self.namespace["__name__"] = "__main__"
         builtins.input = _no_input
         sys.displayhook = self._displayhook
+
+
+def _described_once_more(error: BaseException) -> CodeError:
+    try:
+        return describe(error)
+    except BaseException:  # its own text raises what is no Exception: whatever happens, the variables must not go
+        return CodeError(type_name(error), "", "(its traceback could not be made)\n")
 
 
 def _display(value: object) -> None:

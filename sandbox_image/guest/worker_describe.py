@@ -122,7 +122,9 @@ def variables(namespace: dict[str, Any], hidden: dict[str, Any]) -> list[tuple[s
     found: list[tuple[str, str, str]] = []
     nothing = object()
     for name, value in reversed(list(namespace.items())):
-        if type(name) is not str or hidden.get(name, nothing) is value or isinstance(value, ModuleType):
+        if type(name) is not str or hidden.get(name, nothing) is value:
+            continue
+        if issubclass(type(value), ModuleType):  # isinstance would ask the value's own __class__
             continue
         if name.startswith("_") or not name.isidentifier() or len(name) > 100:
             continue

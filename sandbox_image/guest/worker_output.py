@@ -7,8 +7,11 @@ import io
 import os
 import sys
 import threading
+from typing import Any
 
 _high_descriptor = 64
+_cell_of_thread: dict[int, int] = {}  # of the work that a pool's thread does just now: the cell that it was given in
+_cell = 0
 
 
 class CellStream(io.TextIOWrapper):
@@ -40,7 +43,8 @@ class CellStream(io.TextIOWrapper):
         if self._stale:
             thread = self._stale.get(threading.get_ident())
             # Identifiers are used again, so the thread itself has to be the one.
-            if thread is not None and thread is threading.current_thread():
+            stale = thread is not None and thread is threading.current_thread()
+            if stale and _cell_of_thread.get(threading.get_ident()) != _cell:
                 self.left_out += len(text)
                 return len(text)
         self._written += len(text)
@@ -72,7 +76,10 @@ class Streams:
             stream._live_characters = characters
 
     def begin_cell(self) -> None:
-        """What runs now already, besides this thread, belongs to earlier cells."""
+        """What runs now already, besides this thread, belongs to earlier cells; what a pool is given now does not."""
+        global _cell
+        _cell += 1
+        _tag_the_work_of_pools()
         me = threading.current_thread()
         stale = {thread.ident: thread for thread in threading.enumerate() if thread.ident and thread is not me}
         for stream in self._own:
@@ -92,8 +99,10 @@ class Streams:
         self._flush()
 
     def _install(self) -> None:
+        # First, since a wrapper that the code has put around one of them closes it when it goes.
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._own  # type: ignore[misc]
         for place, stream in enumerate(self._own):
-            if stream.closed:
+            if _is_closed(stream):
                 self._own[place] = CellStream(place + 1, self._live_characters)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._own  # type: ignore[misc]
 
@@ -103,3 +112,36 @@ class Streams:
                 stream.flush()
             except (OSError, ValueError):
                 pass  # closed by the code
+
+
+def _is_closed(stream: CellStream) -> bool:
+    try:
+        return stream.closed
+    except ValueError:  # its buffer was detached
+        return True
+
+
+def _tag_the_work_of_pools() -> None:
+    """Lets a thread that a pool keeps from an earlier cell print for the cell that gives it work.
+
+    The pools of `concurrent.futures`, and of asyncio with them, have no hook for this; where their insides differ, what
+    such a thread prints is left out, as of any thread of an earlier cell.
+    """
+    item = getattr(sys.modules.get("concurrent.futures.thread"), "_WorkItem", None)
+    if item is None or hasattr(item, "_rlm_run"):
+        return
+    given, run = item.__init__, item.run
+
+    def tagged(self: Any, *arguments: Any, **keywords: Any) -> None:
+        given(self, *arguments, **keywords)
+        self._rlm_cell = _cell
+
+    def run_tagged(self: Any) -> None:
+        me = threading.get_ident()
+        _cell_of_thread[me] = getattr(self, "_rlm_cell", 0)
+        try:
+            run(self)
+        finally:
+            _cell_of_thread.pop(me, None)
+
+    item.__init__, item.run, item._rlm_run = tagged, run_tagged, run

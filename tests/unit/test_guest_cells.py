@@ -197,6 +197,35 @@ def test_prints_of_earlier_cells_threads_are_left_out_and_counted(worker: Driven
     assert own.stdout == "own\n"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import codecs, sys; sys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach())",
+        "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')",
+        "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')",
+        "import weakref\nclass A: pass\na = A(); p = weakref.proxy(a); del a",
+        "class P:\n    @property\n    def __class__(self): raise RuntimeError('no')\np = P()",
+        "class E(BaseException):\n    def __str__(self): raise E\nraise E",
+    ],
+)
+def test_variables_survive_what_ordinary_code_does_to_streams_and_classes(worker: DrivenWorker, code: str) -> None:
+    worker.run(f"kept = 1\n{code}")
+    for _ in range(2):
+        assert worker.run("print(kept)").stdout == "1\n"
+
+
+def test_the_threads_of_a_pool_print_for_the_cell_that_gives_them_work(worker: DrivenWorker) -> None:
+    worker.run("from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(2)")
+    tasks = "import asyncio\nawait asyncio.to_thread(print, 'task')\ndone = list(pool.map(print, ['pool']))"
+    for _ in range(3):
+        assert worker.run(tasks).stdout == "task\npool\n"
+    late = "import threading\ngo = threading.Event()\ndef late():\n    go.wait(); print('late')\nf = pool.submit(late)"
+    worker.run(late)
+    ran = worker.run("go.set(); f.result(); print('mine')")
+    assert ran.stdout == "mine\n"
+    assert "5 characters printed by threads of earlier cells" in ran.stderr
+
+
 def test_surrogates_and_odd_text_can_be_printed(worker: DrivenWorker) -> None:
     assert worker.run("print('\\ud800 \\x00 é')").stdout == "\\ud800 \x00 é\n"
 
