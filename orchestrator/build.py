@@ -21,7 +21,7 @@ from pathlib import Path
 
 from orchestrator.budget import Budget
 from orchestrator.config import Config, RunSettings
-from orchestrator.errors import DeadlineExceeded, InvalidInput, RLMError
+from orchestrator.errors import DeadlineExceeded, InvalidInput
 from orchestrator.events import EventLog, Outcome, RunEnded, RunStarted, Sink, Span
 from orchestrator.llm.cache import AnswerCache, Cached
 from orchestrator.llm.metered import Metered
@@ -184,8 +184,8 @@ class Orchestrator:
         try:
             completion = await _before_deadline(model, prompt, span, settings.max_seconds)
             outcome = Outcome.OK
-        except RLMError as error:
-            outcome, message = Outcome.FAILED, str(error)
+        except Exception as error:
+            outcome, message = Outcome.FAILED, str(error) or type(error).__name__
             raise
         finally:
             seconds = time.monotonic() - started

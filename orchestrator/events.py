@@ -274,7 +274,7 @@ class EventLog:
         for sink in tuple(self._sinks):
             try:
                 sink(record)
-            except Exception:
+            except (Exception, SystemExit):
                 # One viewer's fault must not touch the run or the other viewers.
                 self._sinks.remove(sink)
                 logger.exception("an event sink raised and is dropped")

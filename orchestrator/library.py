@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -135,7 +136,12 @@ class Sandbox:
         self._held: Held[SandboxSeam] | None = None
 
     async def __aenter__(self) -> Sandbox:
-        await process_loop().call_async(self._open())
+        try:
+            await process_loop().call_async(self._open())
+        except BaseException:
+            # Cancelled just after it was opened: nobody else will close it.
+            await process_loop().call_async(self._close())
+            raise
         return self
 
     async def __aexit__(
@@ -144,7 +150,11 @@ class Sandbox:
         await process_loop().call_async(self._close())
 
     def __enter__(self) -> Sandbox:
-        process_loop().call(self._open())
+        try:
+            process_loop().call(self._open())
+        except BaseException:
+            process_loop().call(self._close())
+            raise
         return self
 
     def __exit__(
@@ -216,3 +226,4 @@ async def _close_all() -> None:
 
 
 before_exit(_close_all)
+os.register_at_fork(after_in_child=_orchestrators.clear)  # they are the parent's, as is the loop that they live in

@@ -207,6 +207,7 @@ class AsyncOpenAIClient:
         for messages in batch:
             copies[messages] = copies.get(messages, 0) + 1
         done = 0
+        stops: list[BaseException] = []
 
         async def slot(messages: tuple[Message, ...]) -> SlotText:
             nonlocal done
@@ -219,12 +220,23 @@ class AsyncOpenAIClient:
                     result = SlotText(f"Error: {error}", _reason(error))
             done += copies[messages]
             if on_progress is not None:
-                on_progress(done, len(batch))
+                try:
+                    on_progress(done, len(batch))
+                except (SystemExit, KeyboardInterrupt) as stop:
+                    stops.append(stop)  # out of a task of its own it would end the event loop instead
+                    raise _ProgressStopped from None
             return result
 
-        results = await _all_or_none([slot(messages) for messages in copies])
+        try:
+            results = await _all_or_none([slot(messages) for messages in copies])
+        except _ProgressStopped:
+            raise stops[0] from None
         answers = dict(zip(copies, results, strict=True))
         return [answers[messages] for messages in batch]
+
+
+class _ProgressStopped(Exception):
+    """`on_progress` wants the program to end."""
 
 
 async def _hold(opening: AbstractAsyncContextManager[OpenAIClient], opened: Future[OpenAIClient]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -183,6 +184,13 @@ async def test_progress_is_told_up_to_the_end(client: AsyncOpenAIClient) -> None
     await client.batch_completion(["a", "b", "a", "fail"], on_progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (4, 4)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_progress_function_that_ends_the_program_ends_the_batch(served: ScriptedServerThread) -> None:
+    with AsyncOpenAIClient("key", "model", served.base_url) as client:
+        with pytest.raises(SystemExit, match="enough"):
+            client.batch_completion_sync(["a", "b"], on_progress=lambda done, total: sys.exit("enough"))
+        assert client.completion_sync("still here")
 
 
 async def test_cancelling_a_batch_cancels_its_requests() -> None:
