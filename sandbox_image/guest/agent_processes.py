@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_settings import Settings
 
@@ -31,8 +31,7 @@ def harden() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerProcess:
+class WorkerProcess(NamedTuple):
     """A running worker and the agent's ends of its socket and pipes, all non-blocking."""
 
     pid: int
@@ -168,8 +167,7 @@ class OutOfMemory:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """`cause` is "exited", "crashed", "out_of_memory", "timed_out", "interrupted" or "protocol"."""
 
     cause: str

@@ -66,7 +66,7 @@ DOORS = {
         "orchestrator/server/",
         "orchestrator/client/",
         "orchestrator/wire/",
-        "sandbox_image/guest/agent_",
+        "sandbox_image/guest/",
     },
     "sqlite3": {"orchestrator/store/"},
     "sqlite_utils": {"orchestrator/store/migrations"},
