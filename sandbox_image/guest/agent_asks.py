@@ -45,6 +45,9 @@ class Asks:
         if type(number) is not int or type(limit) is not int or not 1 <= limit < 1 << 31 or number in self._calls:
             raise FrameError("an ask without an id of its own or with a bad max_concurrent")
         request = _request(message["questions"], limit, data)
+        request.stop_at_failure = message["stop_at_failure"]
+        if message["recursive"] is not None:
+            request.recursive = message["recursive"]
         asked, answers = len(request.questions), list[bytes]()
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)
