@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 _RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n", "timeout", "extra_headers"})
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
+# "max_tokens is too large: 16384. This model supports at most 4096 completion tokens", and how others say it.
+_TOO_LARGE = re.compile(
+    r"too (?:large|high|big|long)|at most|exceed|less than or equal|maximum|range|reduce|<=|>", re.IGNORECASE
+)
+_TOO_SMALL = re.compile(r"at least|below|minimum|too (?:small|low)|greater than or equal|>=", re.IGNORECASE)
+_OF_THE_WINDOW = re.compile(r"context|window|input|prompt|messages", re.IGNORECASE)
 
 _FINISH_REASONS: Mapping[str | None, FinishReason] = {
     "stop": FinishReason.STOP,
@@ -80,6 +87,9 @@ class OpenAIChat:
         tally = tally or RequestTally()
         limits = [limit for limit in (self._max_output_tokens, max_output_tokens) if limit is not None]
         limit = min(limits) if limits else None
+        refused = self._client.dialect.refused_limits.get(self._model)
+        if limit is not None and refused is not None and limit >= refused:
+            limit = None
         while True:
             outcome = await self._request(messages, limit, on_text, tally)
             match outcome:
@@ -87,8 +97,8 @@ class OpenAIChat:
                     return outcome
                 case ModelFailed():
                     raise outcome
-                case _Adapted():
-                    continue
+                case _Adapted(with_limit=with_limit):
+                    limit = limit if with_limit else None
 
     async def _request(
         self, messages: Sequence[Message], limit: int | None, on_text: TextSink | None, tally: RequestTally
@@ -112,7 +122,11 @@ class OpenAIChat:
         except ModelFailed as failed:
             return failed
         except Exception as error:
-            if self._adapt(openai_sdk.rejected_parameter(error), body):
+            complaint = openai_sdk.rejected_parameter(error)
+            if limit is not None and self._is_limit_refused(complaint, limit):
+                tally.closed += 1
+                return _Adapted(with_limit=False)
+            if self._adapt(complaint, body):
                 tally.closed += 1
                 return _Adapted()
             failure = openai_sdk.rename(error, self._model, secret)
@@ -138,6 +152,20 @@ class OpenAIChat:
                 body["stream_options"] = {"include_usage": True}
         # The SDK refuses keywords that it does not know; what other servers understand goes around it.
         return {**body, "extra_body": self._options} if self._options else body
+
+    def _is_limit_refused(self, complaint: str, limit: int) -> bool:
+        """Whether the API finds this output limit too large.
+
+        The model then gives less by itself, so that without the limit no reply is longer: a budget that counts on it
+        is as safe. It is remembered, unless it is this prompt that leaves too little of the window.
+        """
+        named = str(limit) in complaint.replace(",", "") or any(name in complaint for name in _OUTPUT_LIMITS)
+        if not (named and _TOO_LARGE.search(complaint)) or _TOO_SMALL.search(complaint):
+            return False
+        if not _OF_THE_WINDOW.search(complaint):
+            known = self._client.dialect.refused_limits
+            known[self._model] = min(limit, known.get(self._model, limit))
+        return True
 
     def _adapt(self, complaint: str, body: Mapping[str, Any]) -> bool:
         """Learns from a rejected parameter; true when another try will differ, so that this ends."""
@@ -195,6 +223,8 @@ class OpenAIChat:
 @dataclass(frozen=True, slots=True)
 class _Adapted:
     """The server turned a parameter down; the next request goes without it."""
+
+    with_limit: bool = True
 
 
 @dataclass(slots=True)
