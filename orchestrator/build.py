@@ -23,6 +23,7 @@ from orchestrator.budget import Budget
 from orchestrator.config import Config, RunSettings
 from orchestrator.errors import InvalidInput, RLMError
 from orchestrator.events import EventLog, Outcome, RunEnded, RunStarted, Sink
+from orchestrator.folds.totals import Totals
 from orchestrator.llm.cache import AnswerCache, Cached
 from orchestrator.llm.metered import Metered
 from orchestrator.llm.openai_chat import OpenAIChat
@@ -168,7 +169,8 @@ class Orchestrator:
         settings: RunSettings,
         sinks: Sequence[Sink],
     ) -> RunResult:
-        span = EventLog(*sinks).root()
+        totals = Totals()
+        span = EventLog(totals, *sinks).root()
         span.emit(
             RunStarted(
                 run_id,
@@ -205,6 +207,7 @@ class Orchestrator:
             budget.by_model,
             budget.by_depth,
             seconds,
+            tuple(totals.finished_batches),
         )
 
     def _check(self, query: str, settings: RunSettings) -> None:

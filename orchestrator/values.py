@@ -328,8 +328,19 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSpent:
+    """One `llm_batch` or `llm_query` of a cell, and all that was used for it, also by what is beneath it."""
+
+    depth: int  # of the RLM that asked
+    size: int  # questions, equal ones included
+    failed: int
+    seconds: float
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
-    """The answer of a run, and what it took."""
+    """The answer of a run, and what it took. `by_batch` holds the latest 1,000 batches, in the order of their ends."""
 
     run_id: str
     answer: str
@@ -338,3 +349,4 @@ class RunResult:
     by_model: Mapping[str, Spent]
     by_depth: Mapping[int, Spent]
     seconds: float
+    by_batch: tuple[BatchSpent, ...] = ()
