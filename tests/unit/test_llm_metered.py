@@ -92,8 +92,7 @@ async def test_the_record_says_what_the_bill_says(outcome: str | Reply | Excepti
     await asyncio.wait(tasks)
     assert totals.tree == budget.spent
     assert totals.by_depth == budget.by_depth
-    for task in tasks:
-        assert task.cancelled() or task.exception() or task.result()
+    assert all(task.cancelled() or task.exception() or task.result().text for task in tasks)
 
 
 async def test_a_failed_call_that_the_api_turned_down_is_counted_and_free() -> None:
