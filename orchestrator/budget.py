@@ -112,7 +112,7 @@ class Share:
     limits: Limits
     remedy: str = ""
 
-    def verdict(self, wanted: Wanted) -> int | None | BudgetExceeded | _Wait:
+    def verdict(self, wanted: Wanted) -> int | BudgetExceeded | _Wait | None:
         """The most output tokens that fit here, None without a limit on them."""
         limits, used = self.limits, self.account
         if limits.max_calls is not None:

@@ -17,7 +17,6 @@ configuration; they are opened when first needed and closed when the process end
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -27,9 +26,10 @@ import msgspec
 
 from orchestrator.build import Orchestrator, RunResult, open_orchestrator
 from orchestrator.config import Config
-from orchestrator.errors import InvalidInput, LossCause, RLMError, SandboxLost
+from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.events import Sink
 from orchestrator.folds.log_lines import LogSink
+from orchestrator.folds.log_setup import show_logs
 from orchestrator.held import Held
 from orchestrator.loop_thread import before_exit, process_loop
 from orchestrator.seams import OutputSink
@@ -73,7 +73,7 @@ class RLM:
         self._logs: tuple[Sink, ...] = ()
         if enable_logging:
             self._logs = (LogSink(),)
-            _show_logs()
+            show_logs()
 
     @property
     def config(self) -> Config:
@@ -107,13 +107,6 @@ class RLM:
 
 
 RLM_REPL = RLM
-
-
-def _show_logs() -> None:
-    logger = logging.getLogger("orchestrator")
-    if not logger.hasHandlers():  # a program that has set logging up keeps its own ways
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
 
 
 class Sandbox:
@@ -209,9 +202,14 @@ async def _shared(config: Config) -> Orchestrator:
     opening = _orchestrators[key]
     try:
         return (await asyncio.shield(opening)).value
-    except RLMError:
-        _orchestrators.pop(key, None)  # so that the next call tries again
-        raise
+    finally:
+        if _has_failed(opening) and _orchestrators.get(key) is opening:
+            del _orchestrators[key]  # so that the next call tries again
+
+
+def _has_failed(opening: asyncio.Task[Held[Orchestrator]]) -> bool:
+    """Whether nothing was opened: of whatever, a disk without room and a cancellation included."""
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 def close() -> None:
@@ -222,7 +220,9 @@ def close() -> None:
 async def _close_all() -> None:
     while _orchestrators:
         _, opening = _orchestrators.popitem()
-        await (await opening).leave()
+        await asyncio.wait({opening})
+        if not _has_failed(opening):
+            await opening.result().leave()
 
 
 before_exit(_close_all)

@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypeVar
 
 from orchestrator.budget import Budget
+from orchestrator.config import Config
 from orchestrator.errors import BudgetExceeded, DeadlineExceeded, InvalidInput, ModelFailed, ModelFailure, RLMError
 from orchestrator.events import EventLog, Span
 from orchestrator.llm.cache import AnswerCache, Cached
@@ -64,7 +64,8 @@ class AsyncOpenAIClient:
     """Completions by one model, with retries, throttling, deduplication and cost tracking.
 
     The connection lives in a thread of its own with its own event loop, so one client serves any number of loops and
-    threads. The key and the address come from OPENAI_API_KEY and OPENAI_BASE_URL when they are not given.
+    threads. The key and the address come from OPENAI_API_KEY and OPENAI_BASE_URL when they are not given: from the
+    environment, or from a `.env` file in the current folder.
     `max_concurrent` is the most API requests at a time, over all calls. `prices` are in USD per million
     tokens, as in `Prices`. `options` are further request fields for every call.
 
@@ -86,8 +87,8 @@ class AsyncOpenAIClient:
         cache_mib: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        api_key = api_key or os.environ.get("OPENAI_API_KEY")
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        settings = Config.load({"api_key": api_key or None, "base_url": base_url or None})
+        api_key, base_url = settings.api_key, settings.base_url
         self.model = model
         self._max_attempts = max_attempts
         self._backoff = backoff

@@ -20,11 +20,13 @@ from orchestrator.events import (
     QueryStarted,
     Span,
     SpanKind,
+    SubCallChoice,
 )
+from orchestrator.rlm.deadline import in_time
 from orchestrator.rlm.ended import ended
 from orchestrator.rlm.failures import as_slot, failed
 from orchestrator.seams import ContextStore, LanguageModel
-from orchestrator.values import Answered, Batch, Failed, FailureReason, Prompt, Question, Slot
+from orchestrator.values import Answered, Batch, ContextKind, Deadline, Failed, FailureReason, Prompt, Question, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +35,25 @@ SHORT_PROMPT_CHARS: Final = 2_000  # up to this a prompt is repeated as the chil
 
 
 class Questions:
-    """Answers batches with one language model, plain or recursive without the asking code knowing."""
+    """Answers batches with one language model, plain or recursive without the asking code knowing.
 
-    def __init__(self, sub: LanguageModel, contexts: ContextStore) -> None:
+    `plain` stands in for a recursive `sub` where the code asks for that, and for questions of at most `plain_chars`
+    characters, their data included, unless the code insists.
+    """
+
+    def __init__(
+        self, sub: LanguageModel, contexts: ContextStore, plain: LanguageModel | None = None, plain_chars: int = 0
+    ) -> None:
         self._sub = sub
         self._contexts = contexts
+        self._plain = plain
+        self._plain_chars = plain_chars
 
-    async def answer(self, batch: Batch, span: Span) -> tuple[Slot, ...]:
+    async def answer(self, batch: Batch, span: Span, deadline: Deadline | None = None) -> tuple[Slot, ...]:
         """A slot for each question, in their order; equal questions are asked once and answered everywhere.
 
-        At most `batch.max_concurrent` are asked at a time. `span` is the cell's. Raises nothing but
-        `asyncio.CancelledError`, which stops all that is in flight and waits for it.
+        At most `batch.max_concurrent` are asked at a time, and none that is not answered by `deadline`. `span` is the
+        cell's. Raises nothing but `asyncio.CancelledError`, which stops all that is in flight and waits for it.
         """
         if batch.max_concurrent < 1:
             refused = failed(FailureReason.INVALID, "max_concurrent must be at least 1")
@@ -62,24 +72,52 @@ class Questions:
 
         with ended(batch_span.emit, end):
             room = asyncio.Semaphore(batch.max_concurrent)
+            tasks: set[asyncio.Task[None]] = set()
 
             async def ask(question: Question, index: int) -> None:
                 async with room:
-                    slots[question] = await self._ask(question, index, batch_span)
+                    model, choice = self._model_for(question, batch.recursive)
+                    slots[question] = await self._ask(question, index, batch_span, model, choice, deadline)
+                if batch.stop_at_failure and isinstance(slots[question], Failed):
+                    for task in tasks - {asyncio.current_task()}:
+                        task.cancel()
 
             # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
             async with asyncio.TaskGroup() as group:
                 for question, index in first_at.items():
-                    group.create_task(ask(question, index))
+                    tasks.add(group.create_task(ask(question, index)))
+            for question in first_at:
+                slots.setdefault(question, failed(FailureReason.CANCELLED))
         return tuple(slots[question] for question in batch.questions)
 
-    async def _ask(self, question: Question, index: int, batch_span: Span) -> Slot:
+    def _model_for(self, question: Question, recursive: bool | None) -> tuple[LanguageModel, SubCallChoice]:
+        if self._plain is None or not self._sub.recursive:
+            return self._sub, SubCallChoice.DEPTH
+        if recursive is not None:
+            return (self._sub if recursive else self._plain), SubCallChoice.CODE
+        if not self._plain_chars:
+            return self._sub, SubCallChoice.DEPTH
+        attached = question.attachment
+        size = len(question.prompt) + (len(attached.data) if attached else 0)
+        # Bytes are no text that a plain model could read.
+        small = size <= self._plain_chars and (attached is None or attached.kind is not ContextKind.BYTES)
+        return (self._plain if small else self._sub), SubCallChoice.SIZE
+
+    async def _ask(
+        self,
+        question: Question,
+        index: int,
+        batch_span: Span,
+        model: LanguageModel,
+        choice: SubCallChoice,
+        deadline: Deadline | None,
+    ) -> Slot:
         # A sub-call belongs to the depth below, plain ones too: cost by depth is read off the spans.
         span = batch_span.child(SpanKind.QUERY, depth=batch_span.depth + 1)
-        span.emit(QueryStarted(index, question.prompt, self._sub.recursive))
+        span.emit(QueryStarted(index, question.prompt, model.recursive, choice))
         outcome, text, failure, error = Outcome.CANCELLED, None, None, ""
         try:
-            text = await self._complete(question, span)
+            text = await in_time(self._complete(question, span, model, deadline), deadline)
             outcome = Outcome.OK
             return Answered(text)
         except Exception as reason:
@@ -91,26 +129,26 @@ class Questions:
         finally:
             span.emit(QueryEnded(outcome, text, failure, error))
 
-    async def _complete(self, question: Question, span: Span) -> str:
-        async with self._prompt(question) as prompt:
-            return (await self._sub.completion(prompt, span)).text
+    async def _complete(self, question: Question, span: Span, model: LanguageModel, deadline: Deadline | None) -> str:
+        async with self._prompt(question, model.recursive, deadline) as prompt:
+            return (await model.completion(prompt, span)).text
 
     @asynccontextmanager
-    async def _prompt(self, question: Question) -> AsyncIterator[Prompt]:
+    async def _prompt(self, question: Question, recursive: bool, deadline: Deadline | None) -> AsyncIterator[Prompt]:
         """The question as a prompt; what had to be stored for it is dropped after the block."""
         query = question.prompt if question.prompt.strip() else CONTEXT_HOLDS_THE_TASK
         if question.attachment is not None:
             context = await self._contexts.put_attachment(question.attachment)
-        elif self._sub.recursive:
+        elif recursive:
             # A recursive sub-call finds its prompt as `context`, where its code can work on it.
             context = await self._contexts.put(question.prompt)
             if len(query) > SHORT_PROMPT_CHARS:
                 query = CONTEXT_HOLDS_THE_TASK
         else:
-            yield Prompt(question.prompt)
+            yield Prompt(question.prompt, deadline=deadline)
             return
         try:
-            yield Prompt(query, context)
+            yield Prompt(query, context, deadline)
         finally:
             try:
                 await self._contexts.drop(context)

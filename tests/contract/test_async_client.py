@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -230,6 +231,18 @@ async def test_key_and_address_come_from_the_environment(
     async with AsyncOpenAIClient(model="model") as client:
         assert await client.completion("hello") == "re: hello"
     assert served.requests[0].headers["authorization"] == "Bearer from-env"
+
+
+async def test_key_and_address_come_from_a_dotenv_file_too(
+    served: ScriptedServerThread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY=from-file\nOPENAI_BASE_URL={served.base_url}\n")
+    monkeypatch.chdir(tmp_path)
+    async with AsyncOpenAIClient(model="model") as client:
+        assert await client.completion("hello") == "re: hello"
+    assert served.requests[-1].headers["authorization"] == "Bearer from-file"
 
 
 def test_a_slot_survives_copying_and_pickling() -> None:
