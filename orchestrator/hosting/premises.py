@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -115,6 +116,9 @@ class Premises:
     async def within_quota(self, principal: Principal, limits: Limits) -> Limits:
         """The limits, narrowed to what is left of the principal's totals. Raises `QuotaExceeded` when nothing is."""
         quotas = principal.quotas
+        for name, given in (("max_cost_usd", limits.max_cost_usd), ("max_tokens", limits.max_tokens)):
+            if given is not None and not 0 < given < math.inf:  # NaN is below nothing: it would outlast every quota
+                raise InvalidInput(name, f"must be a number above 0; it is {given}.")
         if quotas.max_cost_usd is None and quotas.max_tokens is None:
             return limits
         used = await self.spent_by(principal.name)

@@ -18,7 +18,7 @@ from orchestrator.events import EventLog
 from orchestrator.held import Held
 from orchestrator.hosting.kept_sandbox import KeptSandbox, cell_items
 from orchestrator.hosting.orders import SandboxOrder
-from orchestrator.hosting.premises import Gone, Premises, check_order, order_hash
+from orchestrator.hosting.premises import Gone, Premises, check_order, converted, order_hash
 from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.store.database import MAX_PAGE
@@ -93,8 +93,11 @@ class SandboxDesk:
         `NotFound`, `Busy`, `InvalidInput`, `ShuttingDown`; and at any: `SandboxLost`.
         """
         self._premises.check_open()
-        if time_limit_s is not None and not 0 < time_limit_s < float("inf"):
-            raise InvalidInput("time_limit", f"must be more than 0 s; it is {time_limit_s:g} s.")
+        if time_limit_s is not None:
+            try:
+                converted(RunSettings, self._defaults, {"cell_timeout_s": time_limit_s})
+            except InvalidInput as error:
+                raise InvalidInput("time_limit", error.rule) from None
         kept = self._free(sandbox_id, principal)
         self._occupy(kept)
         printed: asyncio.Queue[OutputChunk] = asyncio.Queue()
@@ -164,6 +167,9 @@ class SandboxDesk:
             )
         if order.model is not None and not order.model.model:
             raise InvalidInput("model", "is empty.", "Name one, or leave it out for a sandbox without llm_query.")
+        if order.model is not None:
+            given = msgspec.structs.asdict(order.model.limits)
+            converted(RunSettings, self._defaults, {name: value for name, value in given.items() if value is not None})
         return idle_s
 
     async def _open(self, order: SandboxOrder, idle_s: float) -> KeptSandbox:

@@ -127,6 +127,24 @@ async def test_its_code_may_ask_a_model_within_its_budget_for_life(tmp_path: Pat
         assert desk.store.total_of("alice").tokens == view.spent.usage.total_tokens > 0
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(max_cost_usd=float("nan")),
+        Limits(max_cost_usd=float("inf")),
+        Limits(max_cost_usd=-1.0),
+        Limits(max_tokens=0),
+        Limits(max_calls=-1),
+        Limits(max_seconds=float("nan")),
+    ],
+)
+async def test_limits_of_a_sandbox_keep_the_rules_of_a_run(tmp_path: Path, limits: Limits) -> None:
+    async with house(tmp_path, replies()) as desk:
+        with pytest.raises(InvalidInput):
+            await create(desk, model=SandboxModel("small", limits))
+        assert desk.fakes.opened == 0
+
+
 async def test_the_same_request_is_one_sandbox_and_another_a_conflict(tmp_path: Path) -> None:
     async with house(tmp_path, replies()) as desk:
         first, second = await asyncio.gather(create(desk, request_id="r"), create(desk, request_id="r"))
