@@ -20,6 +20,7 @@ from orchestrator.wire.times import seconds_of, time_of
 from orchestrator.wire.views import state_value
 
 T = TypeVar("T")
+MOST_SEQ = 2**63 - 1
 
 _, _KINDS = enum_tables(ContextKind, events_pb2.ContextKind.DESCRIPTOR)
 
@@ -70,6 +71,12 @@ def run_query(request: run_pb2.ListRunsRequest) -> RunQuery:
         started_before=time_of(request.started_before) if request.HasField("started_before") else None,
         labels=_labels(request.labels),
     )
+
+
+def after_seq(request: run_pb2.WatchRunRequest) -> int:
+    if request.after_seq > MOST_SEQ:
+        raise InvalidInput("after_seq", f"is at most 2^63 - 1; it is {request.after_seq}.", "Give the last seq seen.")
+    return request.after_seq
 
 
 def page_size(given: int) -> int:

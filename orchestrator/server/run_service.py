@@ -31,7 +31,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         return run_pb2.StartRunResponse(run=run_message(view))
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
-        items = self._desk.watch(request.run_id, request.after_seq, not request.without_pieces, principal=caller())
+        after, pieces = orders.after_seq(request), not request.without_pieces
+        items = self._desk.watch(request.run_id, after, pieces, principal=caller())
         async with aclosing(orders.closable(items)) as watched:
             async for item in watched:
                 if isinstance(item, Missed):

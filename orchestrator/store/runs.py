@@ -6,6 +6,7 @@ import base64
 import binascii
 import sqlite3
 from collections.abc import Generator, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -14,6 +15,7 @@ from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Rec
 from orchestrator.store.rows import RunFilter, StoredRun, Total
 from orchestrator.views import Page, RunState
 
+_Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # of SQLite
 _ENCODER = msgspec.json.Encoder()
 _RECORD = msgspec.json.Decoder(Record)
 _RUN = msgspec.json.Decoder(StoredRun)
@@ -178,8 +180,8 @@ def make_token(at: float, number: int) -> str:
 def read_token(token: str) -> tuple[float, int]:
     try:
         data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        return msgspec.json.decode(data, type=tuple[float, int])
-    except (binascii.Error, ValueError):
+        return msgspec.json.decode(data, type=tuple[float, _Number])
+    except (binascii.Error, ValueError, RecursionError):
         raise InvalidInput("page_token", "is not one that this service gave.", "Begin with the first page.") from None
 
 
