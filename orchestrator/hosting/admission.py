@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.budget import Share
 from orchestrator.build import new_run_id
 from orchestrator.config import RunSettings
 from orchestrator.errors import InvalidInput, QuotaExceeded, RequestConflict
@@ -106,7 +107,8 @@ class Admission:
                 session = await self._session_for(order)
                 if session is not None:
                     stack.push_async_callback(self._sessions.rest, session)
-                live = self._recorded(order, settings, said, context, session)
+                share = await self._premises.share_of(principal)
+                live = self._recorded(order, settings, said, context, session, share)
                 await self._premises.threads.call(self._premises.store.put_run, live.run)
                 live.stack = stack.pop_all()
                 self._runs.begin(live, self._premises.sinks_of(order.trace_context))
@@ -128,7 +130,13 @@ class Admission:
         return await self._sessions.begin(order.principal, order.keep_session_s) if order.keep_session_s else None
 
     def _recorded(
-        self, order: RunOrder, settings: RunSettings, said: str, context: Context | None, session: KeptSession | None
+        self,
+        order: RunOrder,
+        settings: RunSettings,
+        said: str,
+        context: Context | None,
+        session: KeptSession | None,
+        share: Share,
     ) -> LiveRun:
         run_id = new_run_id()
         values: dict[str, Any] = msgspec.to_builtins(settings)
@@ -147,4 +155,4 @@ class Admission:
         )
         store = self._premises.store
         recording = Recording(lambda records: store.append(run_id, records))
-        return LiveRun(run, recording, AsyncExitStack(), context, session, settings)
+        return LiveRun(run, recording, AsyncExitStack(), context, session, settings, share)

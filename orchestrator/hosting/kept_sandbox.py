@@ -14,7 +14,7 @@ from orchestrator.hosting.clock import Alarm
 from orchestrator.rlm.ended import ended
 from orchestrator.rlm.session import CellQuestions
 from orchestrator.seams import Sandbox
-from orchestrator.values import CellResult, OutputChunk, Spent
+from orchestrator.values import CellResult, OutputChunk
 from orchestrator.views import SandboxView
 
 
@@ -57,9 +57,6 @@ class KeptSandbox:
 
     def opened(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-
-    def spent(self) -> tuple[str, Spent]:
-        return self.principal, self.budget.spent
 
     def view(self) -> SandboxView:
         return SandboxView(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orchestrator.budget import Account, Share
 from orchestrator.build import Orchestrator
 from orchestrator.errors import InvalidInput, NotFound, QuotaExceeded, ShuttingDown, TooLarge
 from orchestrator.events import Sink
@@ -23,8 +24,8 @@ from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.settings import HostingSettings
 from orchestrator.store.asynchronous import StoreThreads
 from orchestrator.store.database import Store
-from orchestrator.store.rows import StoredContext, Total
-from orchestrator.values import Attachment, Context, Limits, Spent
+from orchestrator.store.rows import StoredContext
+from orchestrator.values import Attachment, Context, Limits
 from orchestrator.wire.caps import LABEL_BYTES, LABELS, REQUEST_ID_CHARS
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Premises:
     room: Room
     sinks_of: SinksOf
     closing: bool = False
-    live_totals: dict[str, Callable[[], tuple[str, Spent]]] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
 
     @property
     def kept_height(self) -> int:
@@ -102,16 +103,20 @@ class Premises:
         if self.closing:
             raise ShuttingDown
 
-    async def spent_by(self, principal: str) -> Total:
-        """What it has used so far, with what is under way."""
+    async def account_of(self, principal: str) -> Account:
+        """What it has used so far, and what its calls that are under way have reserved."""
+        if (known := self.accounts.get(principal)) is not None:
+            return known
         total = await self.threads.call(self.store.total_of, principal)
-        cost_usd, tokens = total.cost_usd, total.tokens
-        for look in self.live_totals.values():
-            owner, spent = look()
-            if owner == principal:
-                cost_usd += spent.cost_usd
-                tokens += spent.usage.total_tokens
-        return Total(cost_usd, tokens)
+        # Nothing of it runs before this: two who came at the same time have read the same.
+        return self.accounts.setdefault(principal, Account(total.tokens, total.cost_usd))
+
+    async def share_of(self, principal: Principal) -> Share:
+        """What all its runs and sandboxes draw on together, so that its quotas hold for those at the same time too."""
+        quotas = principal.quotas
+        limits = Limits(max_cost_usd=quotas.max_cost_usd, max_tokens=quotas.max_tokens)
+        remedy = f"It is the quota of all that {principal.name} runs: ask the operator for more."
+        return Share(await self.account_of(principal.name), limits, remedy)
 
     async def within_quota(self, principal: Principal, limits: Limits) -> Limits:
         """The limits, narrowed to what is left of the principal's totals. Raises `QuotaExceeded` when nothing is."""
@@ -121,7 +126,7 @@ class Premises:
                 raise InvalidInput(name, f"must be a number above 0; it is {given}.")
         if quotas.max_cost_usd is None and quotas.max_tokens is None:
             return limits
-        used = await self.spent_by(principal.name)
+        used = await self.account_of(principal.name)
         cost, tokens = limits.max_cost_usd, limits.max_tokens
         if quotas.max_cost_usd is not None:
             left_usd = quotas.max_cost_usd - used.cost_usd

@@ -180,7 +180,7 @@ class SandboxDesk:
             limits = Limits()
             if order.model is not None:
                 limits = await premises.within_quota(principal, order.model.limits)
-            budget = Budget(limits)
+            budget = Budget(limits, await premises.share_of(principal))
             questions = None
             if order.model is not None:
                 settings = msgspec.structs.replace(
@@ -202,7 +202,6 @@ class SandboxDesk:
             raise
         kept.opened(held.value)
         self._kept[kept.id] = kept
-        premises.live_totals[kept.id] = kept.spent
         self._tasks.spawn(self._watch(kept), f"{kept.id}: watching for its loss")
         self._idle(kept)
         return kept
@@ -283,7 +282,6 @@ class SandboxDesk:
             logger.warning("closing the sandbox %s failed: %s", kept.id, error)
         finally:
             self._premises.room.give_back(kept.principal)
-            self._premises.live_totals.pop(kept.id, None)
         await self._count(kept)
 
     async def _count(self, kept: KeptSandbox) -> None:

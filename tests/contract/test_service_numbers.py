@@ -125,13 +125,15 @@ async def service(tmp_path: Path) -> AsyncIterator[Served]:
         tokens = Tokens([Entry("alice", hash_of("right"), max_cost_usd=QUOTA_USD)])
         settings = ListenSettings(addresses=(TcpAddress("127.0.0.1", 0),), tokens=tokens, stop_grace_s=0.0)
         info = server_pb2.GetServerInfoResponse()
-        async with listening(desk.runs, desk.sandboxes, info, settings) as listener:
-            async with grpc.aio.insecure_channel(str(listener.addresses[0])) as channel:
-                run = await desk.ask()
-                made = Served(desk, channel, run.run_id, "")
-                created = await made.sandboxes.CreateSandbox(sandbox_pb2.CreateSandboxRequest(), metadata=TOKEN)
-                made.known["sandbox_id"] = created.sandbox.sandbox_id
-                yield made
+        async with (
+            listening(desk.runs, desk.sandboxes, info, settings) as listener,
+            grpc.aio.insecure_channel(str(listener.addresses[0])) as channel,
+        ):
+            run = await desk.ask()
+            made = Served(desk, channel, run.run_id, "")
+            created = await made.sandboxes.CreateSandbox(sandbox_pb2.CreateSandboxRequest(), metadata=TOKEN)
+            made.known["sandbox_id"] = created.sandbox.sandbox_id
+            yield made
 
 
 @pytest.mark.parametrize(("method", "way"), cases())
@@ -155,4 +157,4 @@ async def _try(served: Served, method: MethodDescriptor, way: Path_, value: floa
         await served.desk.ended(await served.desk.runs.get(run.run_id, principal=ADMIN))
         if run.run_id != served.known["run_id"]:
             await served.runs.DeleteRun(run_pb2.DeleteRunRequest(run_id=run.run_id), metadata=TOKEN)
-    assert (await served.desk.runs.premises.spent_by("alice")).cost_usd <= QUOTA_USD
+    assert (await served.desk.runs.premises.account_of("alice")).cost_usd <= QUOTA_USD

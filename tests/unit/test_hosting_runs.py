@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from orchestrator.errors import (
     TooLarge,
 )
 from orchestrator.events import CellPrinted, ModelCallStarted, ModelTextStreamed, Record, RunEnded, RunStarted
-from orchestrator.hosting.orders import RunQuery
+from orchestrator.hosting.orders import RunQuery, SandboxModel, SandboxOrder
 from orchestrator.hosting.principals import Principal, Quotas
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.hosting.settings import HostingSettings
@@ -34,7 +34,7 @@ from orchestrator.values import Attachment, ContextKind, Ending, Message
 from orchestrator.views import Missed, RunState
 from tests.unit import hosting_world as world
 from tests.unit.hosting_world import ADMIN, ALICE, BOB, house, until
-from tests.unit.rlm_world import code, replies
+from tests.unit.rlm_world import code, is_leaf, replies
 
 ANSWER = code("print('looking')", "FINAL(len(context))")
 TEXT = Attachment(ContextKind.TEXT, b"the whole text")
@@ -344,3 +344,35 @@ async def test_a_service_deeper_than_its_room_does_not_open(tmp_path: Path) -> N
     with Store.open(tmp_path / "store.db") as store, pytest.raises(InvalidInput, match="capacity"):
         async with RunDesk.open(orchestrator, store, HostingSettings(max_depth=4)):
             pass
+
+
+async def test_a_quota_holds_for_runs_and_sandboxes_at_the_same_time(tmp_path: Path) -> None:
+    long = code("print(llm_query('x' * 400))", "FINAL('x')") + "#" * 8000
+    policy = lambda asked: "y" * 4000 if is_leaf(asked) else long  # noqa: E731
+    async with house(tmp_path, policy, capacity=20) as desk:
+        alice = world.with_quotas(max_cost_usd=12.0)
+        desk.chat.gate.clear()
+        order = SandboxOrder(principal=alice, model=SandboxModel("m"))
+        boxes = [await desk.sandboxes.create(order) for _ in range(2)]
+        runs = [await desk.start(f"q{number}", principal=alice) for number in range(6)]
+        asking = [
+            asyncio.create_task(_all(desk.sandboxes.run_cell(box.sandbox_id, "llm_query('z' * 4000)", principal=alice)))
+            for box in boxes
+        ]
+        await desk.chat.until(lambda: desk.chat.in_flight > 0)
+        desk.chat.gate.set()
+        states = {(await desk.ended(run)).state for run in runs}
+        await asyncio.gather(*asking)
+        assert RunState.FAILED in states  # they could not all have what each of them could have had
+        account = await desk.runs.premises.account_of("alice")
+        spent = sum([(await desk.runs.get(run.run_id, principal=ADMIN)).spent.cost_usd for run in runs])
+        spent += sum([(await desk.sandboxes.get(box.sandbox_id, principal=ADMIN)).spent.cost_usd for box in boxes])
+        assert account.cost_usd == pytest.approx(spent)
+        assert 0 < spent <= 12.0
+        for box in boxes:
+            await desk.sandboxes.delete(box.sandbox_id, principal=ADMIN)
+        assert desk.store.total_of("alice").cost_usd == pytest.approx(spent)
+
+
+async def _all(items: AsyncIterator[object]) -> list[object]:
+    return [item async for item in items]
