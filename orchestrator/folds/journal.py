@@ -16,6 +16,7 @@ import msgspec
 
 from orchestrator.errors import InvalidInput, RunNotReplayable
 from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Record
+from orchestrator.text import encoded_json
 
 FORMAT = "rlm-journal"
 VERSION = 1
@@ -71,7 +72,7 @@ class JournalWriter:
     def __call__(self, record: Record) -> None:
         if self.problem or isinstance(record.event, ModelTextStreamed | CellPrinted):
             return
-        line = self._encoder.encode(record)
+        line = encoded_json(self._encoder.encode, record)
         if self._written + len(line) > self._max_bytes:
             self.problem = f"the recording {self._path} reached its limit of {self._max_bytes:,} bytes and ends there."
             line = self._encoder.encode(msgspec.structs.replace(record, event=NoticeGiven(self.problem)))

@@ -126,6 +126,14 @@ class LiveRuns:
                 self._forget(live)
 
     async def _see_through(self, live: LiveRun, work: asyncio.Task[RunResult]) -> None:
+        try:
+            await self._ended(live, work)
+        except Exception:
+            logger.exception("the end of the run %s went wrong", live.run.run_id)
+        finally:
+            live.recording.end()  # whatever happens: nobody may wait for this run for ever
+
+    async def _ended(self, live: LiveRun, work: asyncio.Task[RunResult]) -> None:
         run_id, now = live.run.run_id, self._premises.clock.now
         await asyncio.wait({work})
         try:
@@ -145,7 +153,6 @@ class LiveRuns:
         live.run = ended
         if await self._save(live):
             self._forget(live)
-        live.recording.end()
 
     async def _save(self, live: LiveRun) -> bool:
         try:
@@ -155,6 +162,9 @@ class LiveRuns:
             return False
         except NotFound:
             pass  # somebody has removed it from the database
+        except Exception:
+            logger.exception("the end of the run %s cannot be put on record", live.run.run_id)
+            return False
         return True
 
     def _forget(self, live: LiveRun) -> None:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import sqlite3
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -13,10 +14,12 @@ import msgspec
 from orchestrator.errors import Busy, InvalidInput, NotFound, RequestConflict
 from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Record, RunEnded
 from orchestrator.store.rows import RunFilter, StoredRun, Total
+from orchestrator.text import encoded_json
 from orchestrator.views import Page, RunState
 
 _Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # of SQLite
 _ENCODER = msgspec.json.Encoder()
+_encode = partial(encoded_json, _ENCODER.encode)
 _RECORD = msgspec.json.Decoder(Record)
 _RUN = msgspec.json.Decoder(StoredRun)
 _SELECT = "SELECT row, last_seq FROM runs"
@@ -38,7 +41,7 @@ def put_run(connection: sqlite3.Connection, run: StoredRun) -> None:
                 run.started_at,
                 run.ended_at,
                 run.last_seq,
-                _ENCODER.encode(run),
+                _encode(run),
             ),
         )
     except sqlite3.IntegrityError:
@@ -62,7 +65,7 @@ def update_run(connection: sqlite3.Connection, run: StoredRun) -> None:
         raise NotFound("run", run.run_id)
     connection.execute(
         "UPDATE runs SET state = ?, ended_at = ?, last_seq = max(last_seq, ?), row = ? WHERE run_id = ?",
-        (run.state, run.ended_at, run.last_seq, _ENCODER.encode(run), run.run_id),
+        (run.state, run.ended_at, run.last_seq, _encode(run), run.run_id),
     )
     if before.state is RunState.RUNNING and run.state is not RunState.RUNNING:
         add_total(connection, run.principal, Total(run.spent.cost_usd, run.spent.usage.total_tokens))
@@ -119,7 +122,7 @@ def append(connection: sqlite3.Connection, run_id: str, records: Sequence[Record
         last_seq = max(last_seq, record.seq)
         if isinstance(record.event, ModelTextStreamed | CellPrinted):
             continue
-        data = _ENCODER.encode(record)
+        data = _encode(record)
         if size + len(data) > max_run_bytes and not isinstance(record.event, RunEnded):
             if cut:
                 continue

@@ -17,6 +17,8 @@ import msgspec
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from orchestrator.text import repaired
+
 S = TypeVar("S", bound=msgspec.Struct)
 W = TypeVar("W", bound=StrEnum)
 
@@ -47,12 +49,8 @@ def parse(kind: type[S], message: Message) -> S:
 
 
 def clean(text: str) -> str:
-    """Text that protobuf takes: a lone surrogate, which a model's code can make, becomes a question mark."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    """Text that protobuf takes."""
+    return repaired(text)
 
 
 @cache

@@ -22,7 +22,15 @@ from orchestrator.errors import (
     ShuttingDown,
     TooLarge,
 )
-from orchestrator.events import CellPrinted, ModelCallStarted, ModelTextStreamed, Record, RunEnded, RunStarted
+from orchestrator.events import (
+    CellPrinted,
+    ModelCallEnded,
+    ModelCallStarted,
+    ModelTextStreamed,
+    Record,
+    RunEnded,
+    RunStarted,
+)
 from orchestrator.hosting.orders import RunQuery, SandboxModel, SandboxOrder
 from orchestrator.hosting.principals import Principal, Quotas
 from orchestrator.hosting.run_desk import RunDesk
@@ -207,6 +215,47 @@ async def test_an_unforeseen_failure_is_an_ended_run_too(tmp_path: Path, caplog:
         assert run.problem.reason == "INTERNAL"
         assert "a bug" not in run.problem.message
         assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["hi \ud83d\n" + code("FINAL('a')"), "FINAL(a \ud83d b)", code("FINAL('a' + chr(0xd83d))")],
+    ids=["in a reply", "in an answer", "out of a cell"],
+)
+async def test_text_that_utf8_cannot_hold_ends_no_recording(tmp_path: Path, reply: str) -> None:
+    async with house(tmp_path, lambda _: reply) as desk:
+        async with asyncio.timeout(20):
+            run = await desk.ask()
+        assert run.state is RunState.SUCCEEDED
+        assert run.answer is not None
+        assert run.answer.startswith("a")
+        kinds = [type(item.event) for item in await desk.seen(run) if isinstance(item, Record)]
+        assert kinds[0] is RunStarted
+        assert kinds[-1] is RunEnded
+        assert ModelCallEnded in kinds
+        kept = desk.store.find_run(run.run_id)
+        assert kept is not None
+        assert kept.state is RunState.SUCCEEDED
+        await desk.runs.delete(run.run_id, principal=ALICE)
+
+
+async def test_a_run_whose_end_cannot_be_recorded_lets_its_watchers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, lambda _: ANSWER) as desk:
+        run = await desk.start(context=TEXT)
+
+        def broken(run: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.store, "update_run", broken)
+            async with asyncio.timeout(20):
+                assert await desk.seen(run)
+                stopped = await desk.runs.cancel(run.run_id, principal=ALICE)
+        assert stopped.state is RunState.SUCCEEDED
+        await desk.runs._runs.save_ended()
+        await desk.runs.delete(run.run_id, principal=ALICE)
 
 
 async def test_what_others_made_is_not_there(tmp_path: Path) -> None:
