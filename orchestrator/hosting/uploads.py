@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from orchestrator.errors import InvalidInput, TooLarge
 from orchestrator.hosting.orders import ContextHeader
 from orchestrator.hosting.premises import Premises
-from orchestrator.json_shape import shape_of
+from orchestrator.json_shape import shape_of_file
 from orchestrator.store.contexts import ContextUpload
 from orchestrator.store.failures import file_failure
 from orchestrator.store.rows import StoredContext
@@ -17,7 +18,7 @@ from orchestrator.values import ContextInfo, ContextKind
 
 _SHOWN = 300  # characters of head, and of tail
 _SHA256_BYTES = 32
-# A document is checked whole, in memory.
+# A document is checked whole, by a process of its own.
 MAX_JSON_BYTES = 512 * 1024 * 1024
 
 
@@ -65,8 +66,8 @@ class Description:
         self._head += text[: _SHOWN - len(self._head)] if len(self._head) < _SHOWN else ""
         self._tail = (self._tail + text[-_SHOWN:])[-_SHOWN:]
 
-    def info(self, document: bytes) -> ContextInfo:
-        """`document` is all of it for JSON, and not looked at otherwise. Raises `InvalidInput` for what is not JSON."""
+    def info(self, path: Path) -> ContextInfo:
+        """`path` is where all of it is, looked at for JSON only. Raises `InvalidInput` for what is not JSON."""
         type_name, length, unit = "str", self._length, "characters"
         head, tail = self._head, self._tail if self._length > _SHOWN else ""
         match self.kind:
@@ -75,7 +76,7 @@ class Description:
                 head = repr(head.encode("latin-1"))[:_SHOWN]
                 tail = repr(tail.encode("latin-1"))[-_SHOWN:] if tail else ""
             case ContextKind.JSON:
-                shape = shape_of(document)
+                shape = shape_of_file(path)
                 type_name, length, unit = shape.type_name, shape.length, shape.unit
             case ContextKind.TEXT:
                 pass
@@ -110,8 +111,7 @@ def _finish(upload: ContextUpload, description: Description, premises: Premises)
     description.add(b"", final=True)
     with _named(premises):
         upload.seal()
-        document = upload.path.read_bytes() if description.kind is ContextKind.JSON else b""
-    return description.info(document)
+        return description.info(upload.path)
 
 
 @contextmanager
