@@ -29,8 +29,9 @@ from orchestrator.errors import InvalidInput
 from orchestrator.hosting.principals import Principal, Quotas
 
 PREFIX = "rlm_"
+ADMIN_NAME = "admin"  # of whoever calls on the Unix socket; what it made must not be a token's as well
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -40,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     max_runs: _Count | None = None
     max_sandboxes: _Count | None = None
-    max_cost_usd: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_cost_usd: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     max_tokens: _Count | None = None
     admin: bool = False
 
@@ -99,6 +100,8 @@ def check_name(name: str, called: str = "NAME") -> None:
         raise InvalidInput(
             called, f"has 1 to 64 letters, digits and . _ @ -, and begins with one of the first; it is {name!r}."
         )
+    if name == ADMIN_NAME:
+        raise InvalidInput(called, f"may not be {name!r}: so is called who calls on the server's own socket.")
 
 
 def new_token() -> str:
