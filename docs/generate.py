@@ -173,7 +173,13 @@ def service_limits() -> str:
             "it is removed",
         ),
         ("silence between two parts of an upload", f"{listen.upload_idle_s:,.0f} s", "the upload ends"),
-        ("calls at a time", f"{listen.max_calls:,}", "RESOURCE_EXHAUSTED"),
+        (
+            "calls at a time, at the socket and at all other addresses each",
+            f"{listen.max_calls:,}, of which {listen.max_calls // 4:,} that need no token",
+            "RESOURCE_EXHAUSTED",
+        ),
+        ("calls of one token at a time", f"{listen.max_calls_each:,}", "RESOURCE_EXHAUSTED"),
+        ("time for a request to come whole", f"{listen.first_message_s:,.0f} s", "DEADLINE_EXCEEDED"),
         ("streams of one connection", f"{listen.max_streams}", "its client waits with more"),
         ("labels", f"{caps.LABELS}, of {caps.LABEL_BYTES} bytes", "`InvalidInput`"),
     ]
