@@ -27,7 +27,7 @@ from orchestrator.sandbox.policy import load_policy
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
 from orchestrator.server.listening import ListenSettings
-from orchestrator.store.database import MAX_RUN_BYTES
+from orchestrator.store.database import MAX_RUN_BYTES, PAGE_BYTES
 from orchestrator.wire import caps
 
 DOCS = Path(__file__).parent
@@ -159,6 +159,9 @@ def service_limits() -> str:
         ("context in a request", _size(hosting.max_inline_bytes), "`TooLarge`; our client uploads larger ones"),
         ("context that is uploaded", _size(hosting.max_upload_bytes), "`TooLarge`"),
         ("file written to or read from a sandbox", _size(caps.MAX_FILE_BYTES), "`FileFailed`"),
+        ("query of a run", f"{caps.QUERY_BYTES // caps.MIB} MiB", "`TooLarge`; long text belongs into the context"),
+        ("settings of a run, as JSON", f"{caps.SETTINGS_BYTES // caps.MIB} MiB", "`TooLarge`"),
+        ("a page of runs", f"{PAGE_BYTES // caps.MIB} MiB", "it ends there; the next page goes on"),
         ("one request", _size(caps.MAX_REQUEST_BYTES), "RESOURCE_EXHAUSTED"),
         ("events that are recorded of one run", _size(MAX_RUN_BYTES), "further ones are not; the run goes on"),
         (

@@ -12,7 +12,7 @@ import msgspec
 from orchestrator.budget import Share
 from orchestrator.build import new_run_id
 from orchestrator.config import RunSettings
-from orchestrator.errors import InvalidInput, QuotaExceeded, RequestConflict
+from orchestrator.errors import InvalidInput, QuotaExceeded, RequestConflict, TooLarge
 from orchestrator.hosting import run_views
 from orchestrator.hosting.kept_sessions import KeptSession, KeptSessions
 from orchestrator.hosting.live_runs import LiveRun, LiveRuns
@@ -24,6 +24,7 @@ from orchestrator.store.rows import StoredRun
 from orchestrator.tasks import TaskSet
 from orchestrator.values import Context
 from orchestrator.views import RunView
+from orchestrator.wire.caps import QUERY_BYTES, SETTINGS_BYTES
 
 
 class Admission:
@@ -68,6 +69,10 @@ class Admission:
         check_order(order.request_id, order.labels)
         most = self._premises.settings.max_depth
         settings = order.settings or self.defaults
+        if len(order.query) > QUERY_BYTES or len(order.query.encode("utf-8", "replace")) > QUERY_BYTES:
+            raise TooLarge("max_query_bytes", QUERY_BYTES, len(order.query), "Give what is long as the context.")
+        if (size := len(msgspec.json.encode(settings))) > SETTINGS_BYTES:
+            raise TooLarge("max_settings_bytes", SETTINGS_BYTES, size, "Shorten the instructions or model options.")
         if settings.max_depth > most:
             raise InvalidInput("max_depth", f"may be {most} here; it is {settings.max_depth}.")
         longest = self._premises.settings.max_session_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import InvalidInput, ServiceFailed, ServiceFailure
@@ -14,11 +13,8 @@ from orchestrator.protocol.rlm.v1 import run_pb2, run_pb2_grpc
 from orchestrator.server import orders
 from orchestrator.server.calls import caller, trace_context
 from orchestrator.views import Missed
-from orchestrator.wire.caps import PAGE_BYTES
 from orchestrator.wire.records import record_message
 from orchestrator.wire.views import context_message, run_message, session_message
-
-_RUNS_AT_ONCE = 25  # of a page, so that its size is known while it grows
 
 
 class RunService(run_pb2_grpc.RunServiceServicer):
@@ -45,20 +41,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         return run_pb2.GetRunResponse(run=run_message(await self._desk.get(request.run_id, principal=caller())))
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
-        query = orders.run_query(request)
-        response = run_pb2.ListRunsResponse()
-        wanted, size = query.page_size, 0
-        while True:
-            part = replace(query, page_size=min(_RUNS_AT_ONCE, wanted - len(response.runs)))
-            page = await self._desk.list(part, principal=caller())
-            for view in page.items:
-                message = run_message(view)
-                size += message.ByteSize()
-                response.runs.append(message)
-            if not page.next_token or len(response.runs) >= wanted or size > PAGE_BYTES:
-                response.next_page_token = page.next_token
-                return response
-            query = replace(query, page_token=page.next_token)
+        page = await self._desk.list(orders.run_query(request), principal=caller())
+        return run_pb2.ListRunsResponse(runs=map(run_message, page.items), next_page_token=page.next_token)
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         return run_pb2.CancelRunResponse(run=run_message(await self._desk.cancel(request.run_id, principal=caller())))

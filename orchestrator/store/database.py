@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 MAX_PAGE = 1000
 MAX_RUN_BYTES = 1 << 30
+PAGE_BYTES = 16 << 20  # of runs as they are stored; as messages they are not larger
 _READ_BYTES = 4 << 20
 _IMPORTED_AT_A_TIME = 500
 
@@ -114,9 +115,12 @@ class Store:
         return self._read(lambda connection: runs.find_request(connection, principal, request_id))
 
     def list_runs(self, filter_: RunFilter, page_size: int = 50, page_token: str = "") -> Page[StoredRun]:
-        """The newest first. Raises `InvalidInput` for a page size or token that cannot be."""
+        """The newest first, fewer than `page_size` also when they are large.
+
+        Raises `InvalidInput` for a page size or token that cannot be.
+        """
         _check_page_size(page_size)
-        return self._read(lambda connection: runs.list_runs(connection, filter_, page_size, page_token))
+        return self._read(lambda connection: runs.list_runs(connection, filter_, page_size, page_token, PAGE_BYTES))
 
     def delete_run(self, run_id: str) -> None:
         """With its events. Raises `NotFound`; `Busy` while it runs; `StoreFailed`."""

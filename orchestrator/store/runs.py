@@ -83,8 +83,13 @@ def find_request(connection: sqlite3.Connection, principal: str, request_id: str
     )
 
 
-def list_runs(connection: sqlite3.Connection, filter_: RunFilter, page_size: int, page_token: str) -> Page[StoredRun]:
-    """The newest first. Raises `InvalidInput` for a token that is not one of ours."""
+def list_runs(
+    connection: sqlite3.Connection, filter_: RunFilter, page_size: int, page_token: str, max_bytes: int
+) -> Page[StoredRun]:
+    """The newest first; at least one when there is one, then as many as the two limits allow.
+
+    Raises `InvalidInput` for a token that is not one of ours.
+    """
     conditions, values = _conditions(filter_)
     if page_token:
         conditions.append("(started_at, number) < (?, ?)")
@@ -93,9 +98,16 @@ def list_runs(connection: sqlite3.Connection, filter_: RunFilter, page_size: int
     found = connection.execute(
         f"SELECT row, last_seq, started_at, number FROM runs{where} ORDER BY started_at DESC, number DESC LIMIT ?",
         (*values, page_size + 1),
-    ).fetchall()
-    items = tuple(_run(row, last_seq) for row, last_seq, _, _ in found[:page_size])
-    return Page(items, make_token(*found[page_size - 1][2:]) if len(found) > page_size else "")
+    )
+    items: list[StoredRun] = []
+    size, last = 0, (0.0, 0)
+    for row, last_seq, started_at, number in found:
+        size += len(row)
+        if items and (len(items) >= page_size or size > max_bytes):
+            return Page(tuple(items), make_token(*last))
+        items.append(_run(row, last_seq))
+        last = started_at, number
+    return Page(tuple(items))
 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> None:

@@ -35,15 +35,19 @@ from orchestrator.hosting.orders import RunQuery, SandboxModel, SandboxOrder
 from orchestrator.hosting.principals import Principal, Quotas
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.hosting.settings import HostingSettings
-from orchestrator.store.database import Store
+from orchestrator.protocol.rlm.v1 import run_pb2
+from orchestrator.store.database import PAGE_BYTES, Store
+from orchestrator.store.rows import StoredRun
 from orchestrator.testing.fake_model import FakeChatModel
 from orchestrator.testing.fake_sandbox import FakeSandboxes
 from orchestrator.values import Attachment, ContextKind, Ending, Message
 from orchestrator.views import Missed, RunState
+from orchestrator.wire.views import run_message
 from tests.unit import hosting_world as world
 from tests.unit.hosting_world import ADMIN, ALICE, BOB, house, until
 from tests.unit.rlm_world import code, is_leaf, replies
 
+MIB = 1 << 20
 ANSWER = code("print('looking')", "FINAL(len(context))")
 TEXT = Attachment(ContextKind.TEXT, b"the whole text")
 
@@ -256,6 +260,32 @@ async def test_a_run_whose_end_cannot_be_recorded_lets_its_watchers_go(
         assert stopped.state is RunState.SUCCEEDED
         await desk.runs._runs.save_ended()
         await desk.runs.delete(run.run_id, principal=ALICE)
+
+
+async def test_a_page_of_large_runs_ends_early_and_the_next_goes_on(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for number in range(20):
+            desk.store.put_run(StoredRun(run_id=f"run_{number}", principal="alice", query="x" * MIB, started_at=number))
+        listed: list[str] = []
+        token, pages = "", 0
+        while pages == 0 or token:
+            page = await desk.runs.list(RunQuery(page_size=1000, page_token=token), principal=ALICE)
+            message = run_pb2.ListRunsResponse(runs=map(run_message, page.items))
+            assert message.ByteSize() <= PAGE_BYTES
+            listed += [run.run_id for run in page.items]
+            token, pages = page.next_token, pages + 1
+        assert (listed, pages) == ([f"run_{number}" for number in reversed(range(20))], 2)
+
+
+async def test_what_is_no_query_but_a_context_is_refused(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for order in (
+            {"query": "\u20ac" * (MIB // 2)},
+            {"query": "q", "settings": RunSettings(instructions=("x" * MIB,))},
+        ):
+            with pytest.raises(TooLarge):
+                await desk.start(**order)
+        assert (await desk.runs.list(RunQuery(), principal=ALICE)).items == ()
 
 
 async def test_what_others_made_is_not_there(tmp_path: Path) -> None:
