@@ -116,7 +116,7 @@ class Admission:
                 live = self._recorded(order, settings, said, context, session, share)
                 await self._premises.threads.call(self._premises.store.put_run, live.run)
                 live.stack = stack.pop_all()
-                self._runs.begin(live, self._premises.sinks_of(order.trace_context))
+                self._runs.begin(live, self._premises.sinks_of(order.trace_context, live.run.run_id))
         return run_views.view_of(live.now())
 
     def _check_quota(self, principal: Principal) -> None:

@@ -62,7 +62,7 @@ class ContextHeader:
 
 @dataclass(frozen=True, slots=True)
 class SandboxModel:
-    """A model for the code of a sandbox; `limits` are for the sandbox's whole life."""
+    """A model for the code of a sandbox; `limits` hold for its whole life, `max_seconds` too. `max_sandboxes`: none."""
 
     model: str
     limits: Limits = field(default_factory=Limits)
@@ -78,3 +78,4 @@ class SandboxOrder:
     model: SandboxModel | None = None
     idle_timeout_s: float | None = None  # None: the service's default
     labels: Mapping[str, str] = field(default_factory=dict)
+    trace_context: Mapping[str, str] = field(default_factory=dict)

@@ -31,7 +31,8 @@ from orchestrator.wire.caps import LABEL_BYTES, LABELS, REQUEST_ID_CHARS
 logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=msgspec.Struct)
 
-SinksOf = Callable[[Mapping[str, str]], Sequence[Sink]]  # further sinks for one run, given its trace context
+# Further sinks for one run or kept sandbox, given its trace context and its id.
+SinksOf = Callable[[Mapping[str, str], str], Sequence[Sink]]
 
 _REQUEST_ID = re.compile(rf"[\x20-\x7e]{{0,{REQUEST_ID_CHARS}}}")
 _GONE_KEPT = 1000

@@ -31,7 +31,7 @@ from orchestrator.views import ContextView, Missed, Page, RunView, SessionView
 logger = logging.getLogger(__name__)
 
 
-def no_sinks(_: Mapping[str, str]) -> Sequence[Sink]:
+def no_sinks(_: Mapping[str, str], _id: str) -> Sequence[Sink]:
     return ()
 
 
@@ -60,7 +60,7 @@ class RunDesk:
     ) -> AsyncIterator[RunDesk]:
         """Nothing is left after the block: runs are cancelled, sessions closed, all that was recorded is written.
 
-        `sinks_of` gives further sinks for a run's events, by its trace context.
+        `sinks_of` gives further sinks for the events of a run or a kept sandbox, by its trace context and id.
 
         Raises `InvalidInput` when the settings do not fit the orchestrator's capacity.
         """

@@ -41,7 +41,9 @@ def run_order(
     )
 
 
-def sandbox_order(request: sandbox_pb2.CreateSandboxRequest, principal: Principal) -> SandboxOrder:
+def sandbox_order(
+    request: sandbox_pb2.CreateSandboxRequest, principal: Principal, trace_context: Mapping[str, str]
+) -> SandboxOrder:
     model = None
     if request.HasField("model"):
         if not request.model.model:
@@ -54,6 +56,7 @@ def sandbox_order(request: sandbox_pb2.CreateSandboxRequest, principal: Principa
         model=model,
         idle_timeout_s=_seconds(request.idle_timeout, "idle_timeout") if request.HasField("idle_timeout") else None,
         labels=_labels(request.labels),
+        trace_context=trace_context,
     )
 
 
