@@ -28,7 +28,7 @@ async def receive(
     """Nothing stays of an upload that fails. Raises `InvalidInput`, `TooLarge`, `StoreFailed`."""
     _check(header, premises.settings.max_upload_bytes)
     call = premises.threads.call
-    upload = await call(premises.store.new_upload)
+    upload = premises.store.new_upload()
     try:
         description = Description(header.kind)
         async for chunk in chunks:

@@ -152,8 +152,8 @@ class Store:
     # --- contexts ---
 
     def new_upload(self) -> ContextUpload:
-        with renamed(self.path):
-            return self._files.upload()
+        """Does not block: there is no file before the first `write`."""
+        return self._files.upload()
 
     def keep_context(self, upload: ContextUpload, principal: str, info: ContextInfo) -> StoredContext:
         """Takes a sealed upload over. Raises `StoreFailed`."""
