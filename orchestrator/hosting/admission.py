@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -50,14 +50,19 @@ class Admission:
         """Returns when the run is on record and has begun; see `RunDesk.start`."""
         self._premises.check_open()
         settings = self._checked(order)
-        said = order_hash(
-            order.query, order.context, order.settings, order.session_id, order.keep_session_s, order.labels
-        )
+        chosen = order.settings if order.chosen is None else order.chosen
+        said = order_hash(order.query, order.context, chosen, order.session_id, order.keep_session_s, order.labels)
         if (known := await self._known(order, said)) is not None:
             return known
         # A task of the desk's: a caller who hangs up leaves a run that is there or not, and none halfway.
         admitting = self._tasks.spawn(self._admit(order, settings, said), "admitting a run")
         return await asyncio.shield(admitting)
+
+    @asynccontextmanager
+    async def between(self) -> AsyncIterator[None]:
+        """No run is half admitted during the block: it has begun, or has not."""
+        async with self._one_by_one:
+            yield
 
     async def close(self) -> None:
         """No run is admitted from now on; one that is being admitted has begun when this returns."""

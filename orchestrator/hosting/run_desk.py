@@ -185,7 +185,9 @@ class RunDesk:
 
     async def close_session(self, session_id: str, *, principal: Principal) -> None:
         """A run in it is cancelled; its sandbox is gone when this returns. Raises `NotFound`."""
-        kept = self._sessions.find(session_id, principal)
+        async with self._admission.between():  # a run that is about to begin in it has begun, and is stopped
+            kept = self._sessions.find(session_id, principal)
+            kept.closing = True  # and no other can
         await self._runs.stop(kept.run_id, "its session was closed")
         await asyncio.shield(self._tasks.spawn(self._sessions.close(kept, "it was closed"), f"{kept.id}: closing"))
 

@@ -28,12 +28,14 @@ _, _KINDS = enum_tables(ContextKind, events_pb2.ContextKind.DESCRIPTOR)
 def run_order(
     request: run_pb2.StartRunRequest, desk: RunDesk, principal: Principal, trace_context: Mapping[str, str]
 ) -> RunOrder:
+    given = chosen(request.settings) if request.HasField("settings") else {}
     return RunOrder(
         principal=principal,
         query=request.query,
         request_id=_request_id(request.request_id),
         context=_context(request),
-        settings=desk.settings_of(chosen(request.settings)) if request.HasField("settings") else None,
+        settings=desk.settings_of(given) if given else None,
+        chosen=given,
         session_id=request.session_id or None,
         keep_session_s=_seconds(request.keep_session, "keep_session"),
         labels=_labels(request.labels),

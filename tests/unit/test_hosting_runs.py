@@ -85,6 +85,20 @@ async def test_the_same_order_is_one_run_and_another_one_a_conflict(tmp_path: Pa
         assert len(desk.chat.calls) == 2
 
 
+async def test_the_same_order_is_the_same_run_after_a_restart_with_other_defaults(tmp_path: Path) -> None:
+    given = {"max_calls": 5}
+    runs: list[str] = []
+    changes: tuple[dict[str, Any], ...] = ({}, {"max_iterations": 7, "model": "other"})
+    for defaults in changes:
+        async with house(tmp_path, lambda _: ANSWER, **defaults) as desk:
+            settings = desk.runs.settings_of(given)
+            same = {"request_id": "r1", "context": TEXT, "settings": settings, "chosen": given}
+            runs.append((await desk.ask("q", **same)).run_id)
+            with pytest.raises(RequestConflict):
+                await desk.start("q", **{**same, "chosen": {"max_calls": 6}})
+    assert runs[0] == runs[1]
+
+
 async def test_a_caller_who_hangs_up_leaves_the_run_to_be_found_by_its_request(tmp_path: Path) -> None:
     async with house(tmp_path, lambda _: ANSWER) as desk:
         starting = asyncio.create_task(desk.start("q", request_id="r1", context=TEXT))
