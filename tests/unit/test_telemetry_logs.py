@@ -238,3 +238,12 @@ def test_a_run_that_failed_is_a_warning() -> None:
         script.start()
         script.end(outcome=Outcome.FAILED)
     assert json.loads(stream.getvalue().splitlines()[-1])["level"] == "warning"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "metrics.example.org", "::"])
+def test_metrics_are_not_told_beyond_this_machine_unless_that_is_meant(host: str) -> None:
+    with pytest.raises(InvalidInput, match="--metrics-in-the-clear"):
+        TelemetrySettings(metrics=Address(host, 9464))
+    assert TelemetrySettings(metrics=Address(host, 9464), metrics_in_the_clear=True).metrics is not None
+    for own in ("127.0.0.1", "::1", "localhost"):
+        assert TelemetrySettings(metrics=Address(own, 9464)).metrics is not None
