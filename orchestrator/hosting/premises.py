@@ -93,6 +93,7 @@ class Premises:
     sinks_of: SinksOf
     closing: bool = False
     accounts: dict[str, Account] = field(default_factory=dict)
+    arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads under way
 
     @property
     def kept_height(self) -> int:
@@ -140,6 +141,20 @@ class Premises:
                 raise QuotaExceeded("max_tokens", quotas.max_tokens, used.tokens, "Ask the operator for more.")
             tokens = left if tokens is None else min(tokens, left)
         return msgspec.structs.replace(limits, max_cost_usd=cost, max_tokens=tokens)
+
+    @asynccontextmanager
+    async def storage(self, principal: Principal, size: int) -> AsyncIterator[None]:
+        """Room for so many bytes to be stored in the block. Raises `QuotaExceeded`."""
+        most = principal.quotas.max_stored_bytes
+        self.arriving[principal.name] += size
+        try:
+            if most is not None:
+                stored = await self.threads.call(self.store.stored_bytes, principal.name)
+                if stored + self.arriving[principal.name] > most:
+                    raise QuotaExceeded("max_stored_bytes", most, stored, "Delete contexts or runs first.")
+            yield
+        finally:
+            self.arriving[principal.name] -= size
 
     @asynccontextmanager
     async def uploaded(self, context_id: str, principal: Principal) -> AsyncIterator[StoredContext]:

@@ -155,9 +155,9 @@ class RunDesk:
     # --- contexts ---
 
     async def upload(self, header: ContextHeader, chunks: AsyncIterator[bytes], *, principal: Principal) -> ContextView:
-        """Raises `InvalidInput` (size, checksum, not what its kind says), `TooLarge`, `StoreFailed`, `ShuttingDown`."""
+        """Raises `InvalidInput` (it is not what its header says), `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
         self.premises.check_open()
-        return run_views.context_view(await receive(self.premises, header, chunks, principal.name))
+        return run_views.context_view(await receive(self.premises, header, chunks, principal))
 
     async def contexts(self, page_size: int = 50, page_token: str = "", *, principal: Principal) -> Page[ContextView]:
         """The newest first. Raises `InvalidInput`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.errors import InvalidInput, TooLarge
 from orchestrator.hosting.orders import ContextHeader
 from orchestrator.hosting.premises import Premises
+from orchestrator.hosting.principals import Principal
 from orchestrator.json_shape import shape_of_file
 from orchestrator.store.contexts import ContextUpload
 from orchestrator.store.failures import file_failure
@@ -23,10 +24,17 @@ MAX_JSON_BYTES = 512 * 1024 * 1024
 
 
 async def receive(
+    premises: Premises, header: ContextHeader, chunks: AsyncIterator[bytes], principal: Principal
+) -> StoredContext:
+    """Nothing stays of an upload that fails. Raises `InvalidInput`, `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
+    _check(header, premises.settings.max_upload_bytes)
+    async with premises.storage(principal, header.size_bytes):
+        return await _receive(premises, header, chunks, principal.name)
+
+
+async def _receive(
     premises: Premises, header: ContextHeader, chunks: AsyncIterator[bytes], principal: str
 ) -> StoredContext:
-    """Nothing stays of an upload that fails. Raises `InvalidInput`, `TooLarge`, `StoreFailed`."""
-    _check(header, premises.settings.max_upload_bytes)
     call = premises.threads.call
     upload = premises.store.new_upload()
     try:

@@ -7,6 +7,7 @@ The file is TOML, one table a token::
     sha256 = "9f86d0..."          # of the token; `rlm token new alice` makes both
     max_runs = 4                  # at a time; like max_sandboxes
     max_cost_usd = 20.0           # ever; like max_tokens
+    max_stored_bytes = 1000000000 # of runs, events and contexts: over it, nothing is uploaded
     admin = false                 # sees and may cancel what others started
 
 A token has 256 random bits: guessing one, or finding one for a hash, is out of reach, so a fast hash is enough.
@@ -43,6 +44,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     max_sandboxes: _Count | None = None
     max_cost_usd: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     max_tokens: _Count | None = None
+    max_stored_bytes: _Count | None = None
     admin: bool = False
 
     @property
@@ -52,6 +54,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             max_sandboxes=self.max_sandboxes,
             max_cost_usd=self.max_cost_usd,
             max_tokens=self.max_tokens,
+            max_stored_bytes=self.max_stored_bytes,
         )
         return Principal(self.name, quotas, self.admin)
 

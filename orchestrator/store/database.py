@@ -25,7 +25,7 @@ from orchestrator.store.connections import Readers, Writer, connect
 from orchestrator.store.contexts import ContextFiles, ContextUpload
 from orchestrator.store.failures import locked, renamed
 from orchestrator.store.migrations import migrate
-from orchestrator.store.retention import Retired, retire
+from orchestrator.store.retention import RUN_BYTES, Retired, retire
 from orchestrator.store.rows import Removed, RetentionLimits, RunFilter, StoredContext, StoredRun, Total
 from orchestrator.values import ContextInfo
 from orchestrator.views import Page
@@ -160,6 +160,19 @@ class Store:
         now = self._clock()
         with renamed(self.path):
             return self._writer.call(lambda connection: self._files.keep(connection, upload, principal, info, now))
+
+    def stored_bytes(self, principal: str) -> int:
+        """Of its runs, events and contexts; a context that others have too counts in full."""
+
+        def sizes(connection: sqlite3.Connection) -> int:
+            (size,) = connection.execute(
+                f"SELECT (SELECT coalesce(sum({RUN_BYTES}), 0) FROM runs WHERE principal = ?1)"
+                " + (SELECT coalesce(sum(bytes), 0) FROM contexts WHERE principal = ?1)",
+                (principal,),
+            ).fetchone()
+            return int(size)
+
+        return self._read(sizes)
 
     def find_context(self, context_id: str) -> StoredContext | None:
         return self._read(lambda connection: self._files.find(connection, context_id))

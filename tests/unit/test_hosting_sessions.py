@@ -146,6 +146,27 @@ async def test_a_run_that_begins_while_its_session_is_closed_is_cancelled_and_no
         assert "session was closed" in run.problem.message
 
 
+async def test_what_a_caller_has_stored_is_bounded_uploads_under_way_too(tmp_path: Path) -> None:
+    async with house(tmp_path, lambda _: FIRST) as desk:
+        alice = Principal("alice", Quotas(max_stored_bytes=40_000))
+
+        async def store(data: bytes) -> ContextView:
+            header = ContextHeader(ContextKind.TEXT, len(data), hashlib.sha256(data).digest())
+            return await desk.runs.upload(header, _pieces(data, 1000), principal=alice)
+
+        results = await asyncio.gather(*(store(bytes([65 + n]) * 15_000) for n in range(5)), return_exceptions=True)
+        kept = [each for each in results if isinstance(each, ContextView)]
+        assert len(kept) == 2
+        assert all(isinstance(each, QuotaExceeded) for each in results if each not in kept)
+        await desk.runs.delete_context(kept[0].context_id, principal=alice)
+        await store(b"z" * 15_000)
+        run = await desk.ask("x" * 10_000, context=TEXT)  # runs are never refused for it, and count
+        with pytest.raises(QuotaExceeded, match="max_stored_bytes"):
+            await store(b"y")
+        await desk.runs.delete(run.run_id, principal=alice)
+        await store(b"y")
+
+
 async def test_an_upload_that_is_cancelled_at_its_first_step_leaves_nothing(tmp_path: Path) -> None:
     async with house(tmp_path, replies()) as desk:
         for steps in range(8):
