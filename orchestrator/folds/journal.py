@@ -40,7 +40,9 @@ class JournalWriter:
     Raises `InvalidInput` when the file cannot be made.
     """
 
-    def __init__(self, path: Path, *, package: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, package: str, max_bytes: int = DEFAULT_MAX_BYTES, called: str = "--record"
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._written = 0
@@ -50,7 +52,7 @@ class JournalWriter:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise InvalidInput(
-                "--record", f"cannot write {path}: {error.strerror}.", "Name a file in a folder you may write to."
+                called, f"cannot write {path}: {error.strerror}.", "Name a file in a folder you may write to."
             ) from error
         self._file: BinaryIO = os.fdopen(descriptor, "wb")
         self._write(self._encoder.encode(Header(FORMAT, VERSION, package)))

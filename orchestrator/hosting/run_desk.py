@@ -20,7 +20,7 @@ from orchestrator.hosting.orders import ContextHeader, RunOrder, RunQuery
 from orchestrator.hosting.premises import Premises, Room, SinksOf
 from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.settings import HostingSettings
-from orchestrator.hosting.uploads import receive
+from orchestrator.hosting.uploads import receive, receive_recording
 from orchestrator.hosting.watching import followed, recorded
 from orchestrator.store.asynchronous import StoreThreads
 from orchestrator.store.database import Store
@@ -151,6 +151,15 @@ class RunDesk:
         if self._runs.get(run_id) is not None:
             raise Busy(f"the run {run.run_id} is not over.", "Cancel it first.")
         await self._call(self._store.delete_run, run_id)
+
+    async def import_run(self, chunks: AsyncIterator[bytes], *, principal: Principal) -> RunView:
+        """Takes a recording in as a run of this principal.
+
+        Raises `RunNotReplayable` (no recording), `InvalidInput` (the run is here already), `TooLarge`, `QuotaExceeded`,
+        `StoreFailed`, `ShuttingDown`.
+        """
+        self.premises.check_open()
+        return run_views.view_of(await receive_recording(self.premises, chunks, principal))
 
     # --- contexts ---
 

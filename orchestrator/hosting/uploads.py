@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
-from orchestrator.errors import InvalidInput, TooLarge
+from orchestrator.errors import InvalidInput, RunNotReplayable, TooLarge
 from orchestrator.hosting.orders import ContextHeader
 from orchestrator.hosting.premises import Premises
 from orchestrator.hosting.principals import Principal
 from orchestrator.json_shape import shape_of_file
 from orchestrator.store.contexts import ContextUpload
+from orchestrator.store.database import MAX_RUN_BYTES
 from orchestrator.store.failures import file_failure
-from orchestrator.store.rows import StoredContext
+from orchestrator.store.rows import StoredContext, StoredRun
 from orchestrator.values import ContextInfo, ContextKind
 
 _SHOWN = 300  # characters of head, and of tail
@@ -46,6 +47,26 @@ async def _receive(
         _check_whole(header, upload)
         info = await call(_finish, upload, description, premises)
         return await call(premises.store.keep_context, upload, principal, info)
+    finally:
+        await call(upload.discard)
+
+
+async def receive_recording(premises: Premises, chunks: AsyncIterator[bytes], principal: Principal) -> StoredRun:
+    """Raises `RunNotReplayable`, `InvalidInput`, `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
+    call = premises.threads.call
+    upload = premises.store.new_upload()
+    try:
+        async with AsyncExitStack() as stack:
+            async for chunk in chunks:
+                if upload.size + len(chunk) > MAX_RUN_BYTES:
+                    raise TooLarge("max_run_bytes", MAX_RUN_BYTES, upload.size + len(chunk))
+                await stack.enter_async_context(premises.storage(principal, len(chunk)))
+                await call(_write_plain, upload, chunk, premises)
+            await call(_seal, upload, premises)
+            try:
+                return await call(premises.store.import_jsonl, upload.path, principal.name)
+            except RunNotReplayable as error:  # the caller knows its file by another name
+                raise RunNotReplayable(str(error).replace(str(upload.path), "the recording")) from None
     finally:
         await call(upload.discard)
 
@@ -113,6 +134,16 @@ def _write(upload: ContextUpload, description: Description, chunk: bytes, premis
     description.add(chunk)
     with _named(premises):
         upload.write(chunk)
+
+
+def _write_plain(upload: ContextUpload, chunk: bytes, premises: Premises) -> None:
+    with _named(premises):
+        upload.write(chunk)
+
+
+def _seal(upload: ContextUpload, premises: Premises) -> None:
+    with _named(premises):
+        upload.seal()
 
 
 def _finish(upload: ContextUpload, description: Description, premises: Premises) -> ContextInfo:

@@ -101,8 +101,8 @@ def header_of(request: run_pb2.UploadContextRequest) -> ContextHeader:
     return ContextHeader(kind, request.header.size_bytes, request.header.sha256)
 
 
-def chunk_of(request: run_pb2.UploadContextRequest) -> bytes:
-    if request.WhichOneof("part") != "chunk":
+def chunk_of(request: run_pb2.UploadContextRequest | run_pb2.ImportRunRequest) -> bytes:
+    if isinstance(request, run_pb2.UploadContextRequest) and request.WhichOneof("part") != "chunk":
         raise InvalidInput("chunk", "is missing.", "After the header come chunks only.")
     if len(request.chunk) > CHUNK_BYTES:
         raise InvalidInput("chunk", f"has at most {CHUNK_BYTES:,} bytes; it has {len(request.chunk):,}.")

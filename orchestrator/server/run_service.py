@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import InvalidInput, ServiceFailed, ServiceFailure
 from orchestrator.hosting.run_desk import RunDesk
@@ -15,6 +15,8 @@ from orchestrator.server.calls import caller, trace_context
 from orchestrator.views import Missed
 from orchestrator.wire.records import record_message
 from orchestrator.wire.views import context_message, run_message, session_message
+
+Part = TypeVar("Part", run_pb2.UploadContextRequest, run_pb2.ImportRunRequest)
 
 
 class RunService(run_pb2_grpc.RunServiceServicer):
@@ -63,11 +65,19 @@ class RunService(run_pb2_grpc.RunServiceServicer):
             view = await self._desk.upload(orders.header_of(first), chunks, principal=caller())
         return run_pb2.UploadContextResponse(context=context_message(view))
 
-    async def _chunks(self, parts: AsyncIterator[run_pb2.UploadContextRequest]) -> Any:
+    async def ImportRun(
+        self, request_iterator: AsyncIterator[run_pb2.ImportRunRequest], context: Any
+    ) -> run_pb2.ImportRunResponse:
+        chunks = self._chunks(aiter(request_iterator))
+        async with aclosing(chunks):
+            view = await self._desk.import_run(chunks, principal=caller())
+        return run_pb2.ImportRunResponse(run=run_message(view))
+
+    async def _chunks(self, parts: AsyncIterator[Part]) -> Any:
         while (part := await self._next(parts)) is not None:
             yield orders.chunk_of(part)
 
-    async def _next(self, parts: AsyncIterator[run_pb2.UploadContextRequest]) -> run_pb2.UploadContextRequest | None:
+    async def _next(self, parts: AsyncIterator[Part]) -> Part | None:
         """None at the end. A client that has gone silent must not hold a file open for ever."""
         try:
             async with asyncio.timeout(self._upload_idle_s):

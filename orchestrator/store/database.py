@@ -241,6 +241,7 @@ class Store:
         start, at, reader = journals.read_journal(path)
         for_end = journals.ending()
         for record in reader:  # all of it is read once before anything is written
+            journals.check_fits(record)
             for_end(record)
         run = for_end.of(
             StoredRun(run_id=start.run_id, principal=principal, query=start.query, context=start.context, started_at=at)
