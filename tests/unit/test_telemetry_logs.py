@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from orchestrator import telemetry
 from orchestrator.errors import InvalidInput
 from orchestrator.events import Outcome
-from orchestrator.server.tokens import new_token
 from orchestrator.telemetry import Address, LogFormat, RedactFilter, Redactor, TelemetrySettings
 from orchestrator.telemetry.formats import JsonLines, TextLines
 from orchestrator.telemetry.logs import LineWriter
@@ -118,7 +117,14 @@ def test_what_is_introduced_as_a_secret_is_taken_out(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["sk-proj-abcdefgh12345", "ghp_" + "a1" * 18, "AKIAIOSFODNN7EXAMPLE", "hf_" + "x" * 30, new_token()]
+    "text",
+    [
+        "sk-proj-abcdefgh12345",
+        "ghp_" + "a1" * 18,
+        "AKIAIOSFODNN7EXAMPLE",
+        "hf_" + "x" * 30,
+        "rlm_" + "a1-_" * 10 + "xyz",
+    ],
 )
 def test_what_has_a_secret_s_shape_is_taken_out(text: str) -> None:
     assert Redactor()(f"key {text}!") == f"key {REDACTED}!"
