@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from orchestrator.client.calls import Client
 from orchestrator.errors import ServiceFailed
 from orchestrator.protocol.rlm.v1 import run_pb2, run_pb2_grpc
+from orchestrator.server.health import main as health_check
 from orchestrator.server.listening import Listening
 from orchestrator.server.tokens import Entry, Tokens, hash_of
 from orchestrator.views import RunState
@@ -250,8 +251,12 @@ async def test_a_request_that_does_not_come_ends_its_call(tmp_path: Path) -> Non
             assert "did not come" in await call.details()
 
 
-async def test_health_watches_of_nobody_leave_room_for_calls_with_a_token(server: Listening) -> None:
-    async with _channel(server, use_local_subchannel_pool=1) as channel:
+async def test_health_watches_of_nobody_leave_room_for_all_others(tmp_path: Path) -> None:
+    tokens, addresses = Tokens([Entry("alice", hash_of("right"))]), (*LOOPBACK, UnixAddress(tmp_path / "s"))
+    async with (
+        fake_server(tmp_path, addresses=addresses, tokens=tokens, max_calls=64) as server,
+        _channel(server, use_local_subchannel_pool=1) as channel,
+    ):
         health: Any = health_pb2_grpc.HealthStub(channel)
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(200)]
         codes = await asyncio.gather(*(_first(watch) for watch in watches))
@@ -259,6 +264,7 @@ async def test_health_watches_of_nobody_leave_room_for_calls_with_a_token(server
         assert set(codes) == {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
         async with Client(str(server.addresses[0]), "right", retry_s=0) as client:
             assert (await client.info(again=False)).version == "1.2.3"
+        assert await asyncio.to_thread(health_check, [f"unix:{tmp_path}/s"]) == 0
         for watch in watches:
             watch.cancel()
 
