@@ -27,7 +27,7 @@ from orchestrator.sandbox.policy import load_policy
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
 from orchestrator.server.listening import ListenSettings
-from orchestrator.store.database import MAX_RUN_BYTES
+from orchestrator.store.database import MAX_RUN_BYTES, PAGE_BYTES
 from orchestrator.wire import caps
 
 DOCS = Path(__file__).parent
@@ -165,6 +165,9 @@ def service_limits() -> str:
         ("context in a request", _size(hosting.max_inline_bytes), "`TooLarge`; our client uploads larger ones"),
         ("context that is uploaded", _size(hosting.max_upload_bytes), "`TooLarge`"),
         ("file written to or read from a sandbox", _size(caps.MAX_FILE_BYTES), "`FileFailed`"),
+        ("query of a run", f"{caps.QUERY_BYTES // caps.MIB} MiB", "`TooLarge`; long text belongs into the context"),
+        ("settings of a run, as JSON", f"{caps.SETTINGS_BYTES // caps.MIB} MiB", "`TooLarge`"),
+        ("a page of runs", f"{PAGE_BYTES // caps.MIB} MiB", "it ends there; the next page goes on"),
         ("one request", _size(caps.MAX_REQUEST_BYTES), "RESOURCE_EXHAUSTED"),
         ("events that are recorded of one run", _size(MAX_RUN_BYTES), "further ones are not; the run goes on"),
         (
@@ -179,7 +182,13 @@ def service_limits() -> str:
             "it is removed",
         ),
         ("silence between two parts of an upload", f"{listen.upload_idle_s:,.0f} s", "the upload ends"),
-        ("calls at a time", f"{listen.max_calls:,}", "RESOURCE_EXHAUSTED"),
+        (
+            "calls at a time, at the socket and at all other addresses each",
+            f"{listen.max_calls:,}, of which {listen.max_calls // 4:,} that need no token",
+            "RESOURCE_EXHAUSTED",
+        ),
+        ("calls of one token at a time", f"{listen.max_calls_each:,}", "RESOURCE_EXHAUSTED"),
+        ("time for a request to come whole", f"{listen.first_message_s:,.0f} s", "DEADLINE_EXCEEDED"),
         ("streams of one connection", f"{listen.max_streams}", "its client waits with more"),
         ("labels", f"{caps.LABELS}, of {caps.LABEL_BYTES} bytes", "`InvalidInput`"),
     ]

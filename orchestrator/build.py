@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.budget import Budget
+from orchestrator.budget import Budget, Share
 from orchestrator.config import Config, RunSettings
 from orchestrator.errors import InvalidInput
 from orchestrator.events import EventLog, Outcome, RunEnded, RunStarted, Sink
@@ -94,19 +94,21 @@ class Orchestrator:
         sinks: Sequence[Sink] = (),
         run_id: str | None = None,
         session: RunSession | None = None,
+        share: Share | None = None,
     ) -> RunResult:
         """Runs an RLM to its answer.
 
         `context` is whatever `ContextStore.put` takes, or a `Context` that it gave. `sinks` see every event. `run_id`
         names the run, see `new_run_id`. `session` is where the root's sandbox and conversation are kept: a second run
-        with it goes on with the same variables, and `context` counts the first time only.
+        with it goes on with the same variables, and `context` counts the first time only. `share` is an account that
+        other runs draw on too.
         Cancelling it cancels the requests in flight and removes the containers of the whole tree first.
 
         Raises `InvalidInput`, `ModelFailed`, `SandboxUnavailable`, `SandboxLost`, `BudgetExceeded`, `DeadlineExceeded`.
         """
         settings = settings or self.config
         self._check(query, settings)
-        budget = Budget(settings.limits)
+        budget = Budget(settings.limits, share)
         if session is None or not session.opened:
             # The root's container starts while the SDK is imported and the context written. Not a child's too: it would
             # compete with the root's, and can start later, while the child's own model thinks.

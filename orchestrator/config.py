@@ -30,8 +30,14 @@ def _default_state_dir() -> str:
 
 
 # msgspec takes such a rule on a number, and refuses it on a union of a number and None.
-_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
-_Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+# Everything has an end that clocks, the store and the wire can hold: infinity and numbers beyond are not settings.
+_MOST_COUNT = 2**53  # what JSON's numbers hold exactly
+_MOST_WORD = 2**31 - 1  # of the wire's 32-bit fields
+_MOST_S = 366 * 86_400.0
+_MOST_USD = 1e9
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_MOST_COUNT)]
+_Usd: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=_MOST_USD)]
+_Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=_MOST_S)]
 
 
 def _setting(text: str, **rules: Any) -> msgspec.Meta:
@@ -56,7 +62,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("models by depth, comma-separated, the last for all below; overrides both above"),
     ] = ()
     max_output_tokens: Annotated[
-        _Count | None, _setting("most tokens of one reply; the model's own limit when unset")
+        Annotated[int, msgspec.Meta(ge=1, le=_MOST_WORD)] | None,
+        _setting("most tokens of one reply; the model's own limit when unset"),
     ] = None
     model_options: Annotated[
         dict[str, Any], _setting('further request options as JSON, for example {"reasoning_effort": "low"}')
@@ -67,20 +74,22 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     adaptive_depth: Annotated[
         bool, _setting("small sub-calls are plain completions, also where the depth has REPLs; see depth.md")
     ] = False
-    max_iterations: Annotated[int, _setting("the root's iterations; depth d gets max(3, this // (d + 1))", ge=1)] = 20
+    max_iterations: Annotated[
+        int, _setting("the root's iterations; depth d gets max(3, this // (d + 1))", ge=1, le=_MOST_WORD)
+    ] = 20
     instructions: Annotated[
         tuple[str, ...],
         _setting("extra instructions by depth, for the system prompt; a JSON list in the environment"),
     ] = ()
-    cell_timeout_s: Annotated[float, _setting("a cell's running time; waiting for answers is not counted", gt=0)] = (
-        120.0
-    )
+    cell_timeout_s: Annotated[
+        float, _setting("a cell's running time; waiting for answers is not counted", gt=0, le=_MOST_S)
+    ] = 120.0
 
     # the whole tree
     max_calls: Annotated[_Count | None, _setting("model calls of a whole run")] = None
     max_tokens: Annotated[_Count | None, _setting("tokens of a whole run, input and output")] = None
-    max_cost_usd: Annotated[_Positive | None, _setting("cost of a whole run, in USD")] = None
-    max_seconds: Annotated[_Positive | None, _setting("wall-clock time of a whole run")] = None
+    max_cost_usd: Annotated[_Usd | None, _setting("cost of a whole run, in USD")] = None
+    max_seconds: Annotated[_Seconds | None, _setting("wall-clock time of a whole run")] = None
     max_sandboxes: Annotated[_Count | None, _setting("sandboxes that a whole run may open, ever")] = 1000
 
     @property

@@ -14,8 +14,8 @@ import { loadSync } from "@grpc/proto-loader";
 
 const { status } = grpc;
 const PROTOS = process.env.RLM_PROTOS || fileURLToPath(new URL("../../protos", import.meta.url));
-// The service's own cap on a message, in either direction.
-const MAX_MESSAGE_BYTES = 36 * 1024 * 1024;
+// What the service may send: a record with a whole conversation in it. It takes 36 MiB itself.
+const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
 const DEADLINE_MS = 60_000;
 const RETRY_MS = 20_000;
 const LONGEST_WAIT_MS = 2_000;

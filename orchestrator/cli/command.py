@@ -22,6 +22,7 @@ _COMMANDS = {
     "runs": "orchestrator.cli.runs:runs",
     "watch": "orchestrator.cli.watch:watch",
     "cancel": "orchestrator.cli.cancel:cancel",
+    "import": "orchestrator.cli.importing:import_",
     "token": "orchestrator.cli.token:token",
     "doctor": "orchestrator.cli.doctor:doctor",
     "config": "orchestrator.cli.settings:config",

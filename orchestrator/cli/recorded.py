@@ -13,7 +13,7 @@ from orchestrator.cli import interrupts
 from orchestrator.cli.services import Services, connected
 from orchestrator.errors import Busy, NotFound, ServiceFailed, ServiceFailure, StoreFailed, StoreFailure
 from orchestrator.events import Record
-from orchestrator.folds.journal import FORMAT, VERSION, Header
+from orchestrator.folds.journal import FORMAT, VERSION, Header, JournalWriter
 
 if TYPE_CHECKING:
     from orchestrator.client.calls import Client
@@ -70,6 +70,21 @@ def ask_or_read(
             detail = f"a server has {services.store} open, and does not listen on {address}."
             raise StoreFailed(error.kind, detail, "Say where it listens: --server ADDRESS.") from error
         return read(store)
+
+
+def export(run_id: str, services: Services, server: str | None, path: Path) -> None:
+    """Writes it as a recording. Raises what `find` raises; `InvalidInput` for a file that cannot be written."""
+
+    async def ask(client: Client) -> None:
+        if (await client.get(run_id)).ended_at is None:
+            raise Busy(f"the run {run_id} goes on.", f"See: rlm watch {run_id}")
+        with JournalWriter(path, package=version("rlm-orchestrator"), called="--export") as journal:
+            async for record in client.watch(run_id, with_pieces=False):
+                journal(record)
+        if journal.problem:
+            raise StoreFailed(StoreFailure.DISK_FULL, journal.problem, "Free some space, or name another disk.")
+
+    ask_or_read(services, server, ask, lambda store: store.export_jsonl(run_id, path))
 
 
 def find(run_id: str, services: Services, server: str | None) -> Recorded:

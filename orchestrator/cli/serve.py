@@ -48,6 +48,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--allow-weaker", is_flag=True, help="Serve though sandboxes here do not hold all that they must.")
 @click.option("--metrics", metavar="[HOST:]PORT", help="Serve Prometheus metrics, on this machine only without a HOST.")
+@click.option("--metrics-in-the-clear", is_flag=True, help="Serve them to whoever reaches an address beyond loopback.")
 @click.option("--log-format", type=click.Choice(["json", "text"]), help="Log lines of runs and server on stderr.")
 @click.option(
     "--log-level",
@@ -58,6 +59,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--max-run-depth", type=click.IntRange(1, 16), metavar="N", help="Most depth that a run may choose.")
 @click.option("--keep-runs", type=click.IntRange(min=0), metavar="N", help="Runs that are kept after their end.")
+@click.option("--keep-mib", type=click.IntRange(min=1), metavar="N", help="Runs, events and uploads together.")
 @click.option("--keep-days", type=click.FloatRange(min=0, min_open=True), metavar="D", help="For how long.")
 @sandbox_options
 def serve(
@@ -69,10 +71,12 @@ def serve(
     drain_grace: float,
     allow_weaker: bool,
     metrics: str | None,
+    metrics_in_the_clear: bool,
     log_format: str | None,
     log_level: str,
     max_run_depth: int | None,
     keep_runs: int | None,
+    keep_mib: int | None,
     keep_days: float | None,
     **overrides: object,
 ) -> None:
@@ -91,10 +95,12 @@ def serve(
     hosting = HostingSettings(
         max_depth=max_run_depth or min(usual.max_depth, config.capacity),
         max_runs=keep_runs,
+        max_bytes=keep_mib * 1024 * 1024 if keep_mib is not None else None,
         max_age_s=keep_days * 86_400 if keep_days is not None else None,
     )
     telemetry = TelemetrySettings(
         metrics=Address.parse(metrics) if metrics is not None else None,
+        metrics_in_the_clear=metrics_in_the_clear,
         log_format=LogFormat(log_format) if log_format is not None else None,
         log_level=log_level,
     )

@@ -36,6 +36,12 @@ _ROWS_KEPT = 1_000  # of each row's finished rows
 @click.option("--cells", is_flag=True, help="Only the cells: code and output.")
 @click.option("--calls", is_flag=True, help="Only the sub-calls: prompts and answers.")
 @click.option("--verify", is_flag=True, help="Replay it: does this release decide alike?")
+@click.option(
+    "--export",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Only write it to this file, as `rlm ask --record` does; `rlm import` takes it in.",
+)
 @server_option
 @json_option
 @no_color_option
@@ -45,6 +51,7 @@ def show(
     cells: bool,
     calls: bool,
     verify: bool,
+    export: Path | None,
     server: str | None,
     as_json: bool,
     no_color: bool,
@@ -53,6 +60,9 @@ def show(
 
     It is a file that `rlm ask --record FILE` wrote, or the id of a run that a server has recorded.
     """
+    if export is not None:
+        _export(recording, server, export, as_json)
+        return
     reader = _open(recording, server)
     if verify:
         _verify(reader, as_json)
@@ -76,6 +86,18 @@ def _open(recording: str, server: str | None) -> JournalReader | Recorded:
     from orchestrator.cli.recorded import find
 
     return find(recording, current(), server)
+
+
+def _export(recording: str, server: str | None, path: Path, as_json: bool) -> None:
+    if Path(recording).is_file() or not _RUN_ID.fullmatch(recording):
+        raise click.BadParameter("is for a run of a server: a file is a recording already.", param_hint="'--export'")
+    from orchestrator.cli.recorded import export
+
+    export(recording, current(), server, path)
+    if as_json:
+        give_json({"run_id": recording, "file": str(path)})
+    else:
+        give(f"{recording} is in {path}.")
 
 
 def _existing(file: str) -> Path:

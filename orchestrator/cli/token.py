@@ -23,6 +23,7 @@ def token() -> None:
 @click.option("--max-sandboxes", type=click.IntRange(min=1), metavar="N", help="Kept sandboxes at a time.")
 @click.option("--max-cost", "max_cost_usd", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Ever.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Ever, input and output.")
+@click.option("--max-stored-mib", type=click.IntRange(min=1), metavar="N", help="Kept runs and uploads together.")
 @click.option("--admin", is_flag=True, help="Sees and may cancel what others started.")
 def new(
     name: str,
@@ -31,6 +32,7 @@ def new(
     max_sandboxes: int | None,
     max_cost_usd: float | None,
     max_tokens: int | None,
+    max_stored_mib: int | None,
     admin: bool,
 ) -> None:
     """Print a new token for NAME, once, and the entry for the server's file of tokens.
@@ -41,7 +43,8 @@ def new(
 
     check_name(name)
     secret = new_token()
-    entry = as_toml(Entry(name, hash_of(secret), max_runs, max_sandboxes, max_cost_usd, max_tokens, admin))
+    stored = max_stored_mib * 1024 * 1024 if max_stored_mib is not None else None
+    entry = as_toml(Entry(name, hash_of(secret), max_runs, max_sandboxes, max_cost_usd, max_tokens, stored, admin))
     if file is None:
         give(f"{secret}\n\n{entry}")
         say("The first line is the token: give it to its owner. The rest goes into the server's --tokens file.")

@@ -17,12 +17,12 @@ import grpc.aio
 
 from orchestrator.client.connection import Connection
 from orchestrator.client.contexts import Content, content_of
-from orchestrator.errors import RLMError, ServiceFailed, ServiceFailure
+from orchestrator.errors import InvalidInput, RLMError, ServiceFailed, ServiceFailure
 from orchestrator.events import Record
 from orchestrator.protocol.rlm.v1 import events_pb2, run_pb2, run_pb2_grpc, server_pb2, server_pb2_grpc
 from orchestrator.values import ContextKind
 from orchestrator.views import ContextView, Page, RunState, RunView, SessionView
-from orchestrator.wire.caps import INLINE_BYTES
+from orchestrator.wire.caps import CHUNK_BYTES, INLINE_BYTES
 from orchestrator.wire.records import record_value
 from orchestrator.wire.settings import settings_message
 from orchestrator.wire.structs import clean, enum_tables
@@ -168,6 +168,24 @@ class Client:
 
     async def delete(self, run_id: str) -> None:
         await self._ask(self._stub.DeleteRun, run_pb2.DeleteRunRequest(run_id=run_id), again=False)
+
+    async def import_run(self, recording: Path) -> RunView:
+        """Takes a recording in as a run of the server's. Raises `InvalidInput` for a file that cannot be read."""
+
+        async def parts() -> AsyncIterator[run_pb2.ImportRunRequest]:
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield run_pb2.ImportRunRequest(chunk=chunk)
+
+        try:
+            file = await asyncio.to_thread(recording.open, "rb")
+        except OSError as error:
+            raise InvalidInput(str(recording), f"cannot be read: {error.strerror}.") from error
+        with file:
+
+            async def once() -> Any:
+                return await self._stub.ImportRun(parts(), metadata=self.connection.metadata)
+
+            return run_value((await self.connection.retried(once, again=False)).run)
 
     # --- contexts ----------------------------------------------------------------------------------------------------
 

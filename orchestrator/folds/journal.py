@@ -17,6 +17,7 @@ import msgspec
 
 from orchestrator.errors import InvalidInput, RunNotReplayable
 from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Record
+from orchestrator.text import encoded_json
 
 FORMAT = "rlm-journal"
 VERSION = 2
@@ -40,7 +41,9 @@ class JournalWriter:
     Raises `InvalidInput` when the file cannot be made.
     """
 
-    def __init__(self, path: Path, *, package: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, package: str, max_bytes: int = DEFAULT_MAX_BYTES, called: str = "--record"
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._written = 0
@@ -52,7 +55,7 @@ class JournalWriter:
                 os.fchmod(descriptor, 0o600)  # one that was there before has kept its mode
         except OSError as error:
             raise InvalidInput(
-                "--record", f"cannot write {path}: {error.strerror}.", "Name a file in a folder you may write to."
+                called, f"cannot write {path}: {error.strerror}.", "Name a file in a folder you may write to."
             ) from error
         self._file: BinaryIO = os.fdopen(descriptor, "wb")
         self._write(self._encoder.encode(Header(FORMAT, VERSION, package)))
@@ -74,7 +77,7 @@ class JournalWriter:
     def __call__(self, record: Record) -> None:
         if self.problem or isinstance(record.event, ModelTextStreamed | CellPrinted):
             return
-        line = self._encoder.encode(record)
+        line = encoded_json(self._encoder.encode, record)
         if self._written + len(line) > self._max_bytes:
             self.problem = f"the recording {self._path} reached its limit of {self._max_bytes:,} bytes and ends there."
             line = self._encoder.encode(msgspec.structs.replace(record, event=NoticeGiven(self.problem)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
 
+from orchestrator.budget import Share
 from orchestrator.build import new_run_id
 from orchestrator.config import RunSettings
-from orchestrator.errors import InvalidInput, QuotaExceeded, RequestConflict
+from orchestrator.errors import InvalidInput, QuotaExceeded, RequestConflict, TooLarge
 from orchestrator.hosting import run_views
 from orchestrator.hosting.kept_sessions import KeptSession, KeptSessions
 from orchestrator.hosting.live_runs import LiveRun, LiveRuns
@@ -23,6 +24,7 @@ from orchestrator.store.rows import StoredRun
 from orchestrator.tasks import TaskSet
 from orchestrator.values import Context
 from orchestrator.views import RunView
+from orchestrator.wire.caps import QUERY_BYTES, SETTINGS_BYTES
 
 
 class Admission:
@@ -48,14 +50,19 @@ class Admission:
         """Returns when the run is on record and has begun; see `RunDesk.start`."""
         self._premises.check_open()
         settings = self._checked(order)
-        said = order_hash(
-            order.query, order.context, order.settings, order.session_id, order.keep_session_s, order.labels
-        )
+        chosen = order.settings if order.chosen is None else order.chosen
+        said = order_hash(order.query, order.context, chosen, order.session_id, order.keep_session_s, order.labels)
         if (known := await self._known(order, said)) is not None:
             return known
         # A task of the desk's: a caller who hangs up leaves a run that is there or not, and none halfway.
         admitting = self._tasks.spawn(self._admit(order, settings, said), "admitting a run")
         return await asyncio.shield(admitting)
+
+    @asynccontextmanager
+    async def between(self) -> AsyncIterator[None]:
+        """No run is half admitted during the block: it has begun, or has not."""
+        async with self._one_by_one:
+            yield
 
     async def close(self) -> None:
         """No run is admitted from now on; one that is being admitted has begun when this returns."""
@@ -67,6 +74,10 @@ class Admission:
         check_order(order.request_id, order.labels)
         most = self._premises.settings.max_depth
         settings = order.settings or self.defaults
+        if len(order.query) > QUERY_BYTES or len(order.query.encode("utf-8", "replace")) > QUERY_BYTES:
+            raise TooLarge("max_query_bytes", QUERY_BYTES, len(order.query), "Give what is long as the context.")
+        if (size := len(msgspec.json.encode(settings))) > SETTINGS_BYTES:
+            raise TooLarge("max_settings_bytes", SETTINGS_BYTES, size, "Shorten the instructions or model options.")
         if settings.max_depth > most:
             raise InvalidInput("max_depth", f"may be {most} here; it is {settings.max_depth}.")
         longest = self._premises.settings.max_session_s
@@ -106,10 +117,11 @@ class Admission:
                 session = await self._session_for(order)
                 if session is not None:
                     stack.push_async_callback(self._sessions.rest, session)
-                live = self._recorded(order, settings, said, context, session)
+                share = await self._premises.share_of(principal)
+                live = self._recorded(order, settings, said, context, session, share)
                 await self._premises.threads.call(self._premises.store.put_run, live.run)
                 live.stack = stack.pop_all()
-                self._runs.begin(live, self._premises.sinks_of(order.trace_context))
+                self._runs.begin(live, self._premises.sinks_of(order.trace_context, live.run.run_id))
         return run_views.view_of(live.now())
 
     def _check_quota(self, principal: Principal) -> None:
@@ -128,7 +140,13 @@ class Admission:
         return await self._sessions.begin(order.principal, order.keep_session_s) if order.keep_session_s else None
 
     def _recorded(
-        self, order: RunOrder, settings: RunSettings, said: str, context: Context | None, session: KeptSession | None
+        self,
+        order: RunOrder,
+        settings: RunSettings,
+        said: str,
+        context: Context | None,
+        session: KeptSession | None,
+        share: Share,
     ) -> LiveRun:
         run_id = new_run_id()
         values: dict[str, Any] = msgspec.to_builtins(settings)
@@ -147,4 +165,4 @@ class Admission:
         )
         store = self._premises.store
         recording = Recording(lambda records: store.append(run_id, records))
-        return LiveRun(run, recording, AsyncExitStack(), context, session, settings)
+        return LiveRun(run, recording, AsyncExitStack(), context, session, settings, share)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 
 from orchestrator.budget import Budget
 from orchestrator.errors import Busy
-from orchestrator.events import CellEnded, CellPrinted, CellStarted, Span, SpanKind
+from orchestrator.events import (
+    CellEnded,
+    CellPrinted,
+    CellStarted,
+    Outcome,
+    SandboxEnded,
+    SandboxStarted,
+    Span,
+    SpanKind,
+)
 from orchestrator.hosting.clock import Alarm
 from orchestrator.rlm.ended import ended
 from orchestrator.rlm.session import CellQuestions
 from orchestrator.seams import Sandbox
-from orchestrator.values import CellResult, OutputChunk, Spent
+from orchestrator.store.rows import Total
+from orchestrator.values import CellResult, OutputChunk
 from orchestrator.views import SandboxView
 
 
@@ -23,6 +33,7 @@ class KeptSandbox:
 
     def __init__(
         self,
+        identifier: str,
         number: int,
         principal: str,
         labels: Mapping[str, str],
@@ -32,7 +43,7 @@ class KeptSandbox:
         budget: Budget,
         questions: CellQuestions | None,
     ) -> None:
-        self.id = f"sbx_{secrets.token_hex(8)}"
+        self.id = identifier
         self.number = number
         self.principal = principal
         self.labels = dict(labels)
@@ -44,9 +55,13 @@ class KeptSandbox:
         self.cells = 0
         self.expires_at: float | None = None
         self.alarm: Alarm | None = None
+        self.life: Alarm | None = None
+        self.ends_at = math.inf
         self.loss = ""
+        self.counted = Total()  # of what it has used: on record
         self._sandbox: Sandbox | None = None
         self._span = span
+        self._own_span = span.child(SpanKind.SANDBOX)
         self._questions = questions
 
     @property
@@ -55,11 +70,14 @@ class KeptSandbox:
             raise Busy(f"the sandbox {self.id} is not open yet.")
         return self._sandbox
 
-    def opened(self, sandbox: Sandbox) -> None:
+    def opened(self, sandbox: Sandbox, at: float) -> None:
         self._sandbox = sandbox
+        self._own_span.emit(SandboxStarted(sandbox.name, max(0.0, at - self.created_at), sandbox.warm))
 
-    def spent(self) -> tuple[str, Spent]:
-        return self.principal, self.budget.spent
+    def closed(self) -> None:
+        if self._sandbox is not None:
+            outcome = Outcome.FAILED if self.loss else Outcome.OK
+            self._own_span.emit(SandboxEnded(self._sandbox.name, outcome, self.loss))
 
     def view(self) -> SandboxView:
         return SandboxView(

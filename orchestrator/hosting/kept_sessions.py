@@ -29,6 +29,7 @@ class KeptSession:
         self.held = held
         self.run_id = ""
         self.busy = True
+        self.closing = False  # from here on, no run begins in it
         self.turns = 0
         self.expires_at: float | None = None
         self.alarm: Alarm | None = None
@@ -80,6 +81,8 @@ class KeptSessions:
 
     def check_free(self, kept: KeptSession) -> None:
         """Raises `Busy`."""
+        if kept.closing:
+            raise Busy(f"the session {kept.id} is being closed.", "Begin another one.")
         if kept.busy:
             raise Busy(f"the session {kept.id} is busy with the run {kept.run_id}.", "Wait for its end, or cancel it.")
 

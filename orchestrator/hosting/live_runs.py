@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from orchestrator.budget import Share
 from orchestrator.build import RunResult
 from orchestrator.config import RunSettings
 from orchestrator.errors import NotFound, RLMError, StoreFailed
@@ -19,7 +20,7 @@ from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.recording import Recording
 from orchestrator.store.rows import StoredRun
 from orchestrator.tasks import TaskSet
-from orchestrator.values import Context, Spent
+from orchestrator.values import Context
 from orchestrator.views import RunState
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,13 @@ class LiveRun:
     context: Context | None
     session: KeptSession | None
     settings: RunSettings
+    share: Share
     work: asyncio.Task[RunResult] | None = None  # what a cancellation stops
     task: asyncio.Task[None] | None = None  # what sees it to its end, whatever comes
     stopped_for: str = "it was cancelled"
 
     def now(self) -> StoredRun:
         return run_views.so_far(self.run, self.recording) if self.run.state is RunState.RUNNING else self.run
-
-    def spent(self) -> tuple[str, Spent]:
-        return self.run.principal, self.recording.totals.tree
 
 
 class LiveRuns:
@@ -84,7 +83,6 @@ class LiveRuns:
         """From here on, its stack is left when it ends."""
         run_id = live.run.run_id
         self._runs[run_id] = live
-        self._premises.live_totals[run_id] = live.spent
         if live.session is not None:
             live.session.run_id = run_id
             live.session.turns += 1
@@ -95,6 +93,7 @@ class LiveRuns:
             sinks=(live.recording, *sinks),
             run_id=run_id,
             session=live.session.run if live.session is not None else None,
+            share=live.share,
         )
         live.work = self._tasks.spawn(asking, run_id)
         live.task = asyncio.create_task(self._see_through(live, live.work), name=f"{run_id}: to its end")
@@ -127,6 +126,14 @@ class LiveRuns:
                 self._forget(live)
 
     async def _see_through(self, live: LiveRun, work: asyncio.Task[RunResult]) -> None:
+        try:
+            await self._ended(live, work)
+        except Exception:
+            logger.exception("the end of the run %s went wrong", live.run.run_id)
+        finally:
+            live.recording.end()  # whatever happens: nobody may wait for this run for ever
+
+    async def _ended(self, live: LiveRun, work: asyncio.Task[RunResult]) -> None:
         run_id, now = live.run.run_id, self._premises.clock.now
         await asyncio.wait({work})
         try:
@@ -146,7 +153,6 @@ class LiveRuns:
         live.run = ended
         if await self._save(live):
             self._forget(live)
-        live.recording.end()
 
     async def _save(self, live: LiveRun) -> bool:
         try:
@@ -156,8 +162,10 @@ class LiveRuns:
             return False
         except NotFound:
             pass  # somebody has removed it from the database
+        except Exception:
+            logger.exception("the end of the run %s cannot be put on record", live.run.run_id)
+            return False
         return True
 
     def _forget(self, live: LiveRun) -> None:
         self._runs.pop(live.run.run_id, None)
-        self._premises.live_totals.pop(live.run.run_id, None)

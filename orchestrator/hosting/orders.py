@@ -22,6 +22,9 @@ class Uploaded:
 class RunOrder:
     """A run to start. `request_id` empty: not idempotent. `settings` None: the service's defaults.
 
+    `chosen` is what of the settings the caller has chosen: by this, and not by defaults that may change with a restart,
+    an order is told from another. None: all of them.
+
     `context` is data (TEXT is UTF-8, JSON a document), or one that was uploaded; with `session_id`, none.
     `keep_session_s` 0: the root's sandbox goes with the run. It begins anew with each turn of the session.
     `trace_context` is the caller's (W3C `traceparent`, `tracestate`), for the run's trace to be a part of.
@@ -32,6 +35,7 @@ class RunOrder:
     request_id: str = ""
     context: Attachment | Uploaded | None = None
     settings: RunSettings | None = None
+    chosen: Mapping[str, object] | None = None
     session_id: str | None = None
     keep_session_s: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +66,7 @@ class ContextHeader:
 
 @dataclass(frozen=True, slots=True)
 class SandboxModel:
-    """A model for the code of a sandbox; `limits` are for the sandbox's whole life."""
+    """A model for the code of a sandbox; `limits` hold for its whole life, `max_seconds` too. `max_sandboxes`: none."""
 
     model: str
     limits: Limits = field(default_factory=Limits)
@@ -78,3 +82,4 @@ class SandboxOrder:
     model: SandboxModel | None = None
     idle_timeout_s: float | None = None  # None: the service's default
     labels: Mapping[str, str] = field(default_factory=dict)
+    trace_context: Mapping[str, str] = field(default_factory=dict)

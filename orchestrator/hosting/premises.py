@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orchestrator.budget import Account, Share
 from orchestrator.build import Orchestrator
 from orchestrator.errors import InvalidInput, NotFound, QuotaExceeded, ShuttingDown, TooLarge
 from orchestrator.events import Sink
@@ -22,14 +24,15 @@ from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.settings import HostingSettings
 from orchestrator.store.asynchronous import StoreThreads
 from orchestrator.store.database import Store
-from orchestrator.store.rows import StoredContext, Total
-from orchestrator.values import Attachment, Context, Limits, Spent
+from orchestrator.store.rows import StoredContext
+from orchestrator.values import Attachment, Context, Limits
 from orchestrator.wire.caps import LABEL_BYTES, LABELS, REQUEST_ID_CHARS
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=msgspec.Struct)
 
-SinksOf = Callable[[Mapping[str, str]], Sequence[Sink]]  # further sinks for one run, given its trace context
+# Further sinks for one run or kept sandbox, given its trace context and its id.
+SinksOf = Callable[[Mapping[str, str], str], Sequence[Sink]]
 
 _REQUEST_ID = re.compile(rf"[\x20-\x7e]{{0,{REQUEST_ID_CHARS}}}")
 _GONE_KEPT = 1000
@@ -89,7 +92,8 @@ class Premises:
     room: Room
     sinks_of: SinksOf
     closing: bool = False
-    live_totals: dict[str, Callable[[], tuple[str, Spent]]] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads under way
 
     @property
     def kept_height(self) -> int:
@@ -101,23 +105,30 @@ class Premises:
         if self.closing:
             raise ShuttingDown
 
-    async def spent_by(self, principal: str) -> Total:
-        """What it has used so far, with what is under way."""
+    async def account_of(self, principal: str) -> Account:
+        """What it has used so far, and what its calls that are under way have reserved."""
+        if (known := self.accounts.get(principal)) is not None:
+            return known
         total = await self.threads.call(self.store.total_of, principal)
-        cost_usd, tokens = total.cost_usd, total.tokens
-        for look in self.live_totals.values():
-            owner, spent = look()
-            if owner == principal:
-                cost_usd += spent.cost_usd
-                tokens += spent.usage.total_tokens
-        return Total(cost_usd, tokens)
+        # Nothing of it runs before this: two who came at the same time have read the same.
+        return self.accounts.setdefault(principal, Account(total.tokens, total.cost_usd))
+
+    async def share_of(self, principal: Principal) -> Share:
+        """What all its runs and sandboxes draw on together, so that its quotas hold for those at the same time too."""
+        quotas = principal.quotas
+        limits = Limits(max_cost_usd=quotas.max_cost_usd, max_tokens=quotas.max_tokens)
+        remedy = f"It is the quota of all that {principal.name} runs: ask the operator for more."
+        return Share(await self.account_of(principal.name), limits, remedy)
 
     async def within_quota(self, principal: Principal, limits: Limits) -> Limits:
         """The limits, narrowed to what is left of the principal's totals. Raises `QuotaExceeded` when nothing is."""
         quotas = principal.quotas
+        for name, given in (("max_cost_usd", limits.max_cost_usd), ("max_tokens", limits.max_tokens)):
+            if given is not None and not 0 < given < math.inf:  # NaN is below nothing: it would outlast every quota
+                raise InvalidInput(name, f"must be a number above 0; it is {given}.")
         if quotas.max_cost_usd is None and quotas.max_tokens is None:
             return limits
-        used = await self.spent_by(principal.name)
+        used = await self.account_of(principal.name)
         cost, tokens = limits.max_cost_usd, limits.max_tokens
         if quotas.max_cost_usd is not None:
             left_usd = quotas.max_cost_usd - used.cost_usd
@@ -130,6 +141,20 @@ class Premises:
                 raise QuotaExceeded("max_tokens", quotas.max_tokens, used.tokens, "Ask the operator for more.")
             tokens = left if tokens is None else min(tokens, left)
         return msgspec.structs.replace(limits, max_cost_usd=cost, max_tokens=tokens)
+
+    @asynccontextmanager
+    async def storage(self, principal: Principal, size: int) -> AsyncIterator[None]:
+        """Room for so many bytes to be stored in the block. Raises `QuotaExceeded`."""
+        most = principal.quotas.max_stored_bytes
+        self.arriving[principal.name] += size
+        try:
+            if most is not None:
+                stored = await self.threads.call(self.store.stored_bytes, principal.name)
+                if stored + self.arriving[principal.name] > most:
+                    raise QuotaExceeded("max_stored_bytes", most, stored, "Delete contexts or runs first.")
+            yield
+        finally:
+            self.arriving[principal.name] -= size
 
     @asynccontextmanager
     async def uploaded(self, context_id: str, principal: Principal) -> AsyncIterator[StoredContext]:

@@ -13,6 +13,7 @@ class Quotas:
     max_sandboxes: int | None = None  # kept at a time, those of sessions included
     max_cost_usd: float | None = None  # of all runs and kept sandboxes together, ever
     max_tokens: int | None = None  # likewise
+    max_stored_bytes: int | None = None  # of its runs, events and contexts, to store another context or recording
 
 
 @dataclass(frozen=True, slots=True)

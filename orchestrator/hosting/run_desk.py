@@ -20,7 +20,7 @@ from orchestrator.hosting.orders import ContextHeader, RunOrder, RunQuery
 from orchestrator.hosting.premises import Premises, Room, SinksOf
 from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.settings import HostingSettings
-from orchestrator.hosting.uploads import receive
+from orchestrator.hosting.uploads import receive, receive_recording
 from orchestrator.hosting.watching import followed, recorded
 from orchestrator.store.asynchronous import StoreThreads
 from orchestrator.store.database import Store
@@ -31,7 +31,7 @@ from orchestrator.views import ContextView, Missed, Page, RunView, SessionView
 logger = logging.getLogger(__name__)
 
 
-def no_sinks(_: Mapping[str, str]) -> Sequence[Sink]:
+def no_sinks(_: Mapping[str, str], _id: str) -> Sequence[Sink]:
     return ()
 
 
@@ -60,7 +60,7 @@ class RunDesk:
     ) -> AsyncIterator[RunDesk]:
         """Nothing is left after the block: runs are cancelled, sessions closed, all that was recorded is written.
 
-        `sinks_of` gives further sinks for a run's events, by its trace context.
+        `sinks_of` gives further sinks for the events of a run or a kept sandbox, by its trace context and id.
 
         Raises `InvalidInput` when the settings do not fit the orchestrator's capacity.
         """
@@ -152,12 +152,21 @@ class RunDesk:
             raise Busy(f"the run {run.run_id} is not over.", "Cancel it first.")
         await self._call(self._store.delete_run, run_id)
 
+    async def import_run(self, chunks: AsyncIterator[bytes], *, principal: Principal) -> RunView:
+        """Takes a recording in as a run of this principal.
+
+        Raises `RunNotReplayable` (no recording), `InvalidInput` (the run is here already), `TooLarge`, `QuotaExceeded`,
+        `StoreFailed`, `ShuttingDown`.
+        """
+        self.premises.check_open()
+        return run_views.view_of(await receive_recording(self.premises, chunks, principal))
+
     # --- contexts ---
 
     async def upload(self, header: ContextHeader, chunks: AsyncIterator[bytes], *, principal: Principal) -> ContextView:
-        """Raises `InvalidInput` (size, checksum, not what its kind says), `TooLarge`, `StoreFailed`, `ShuttingDown`."""
+        """Raises `InvalidInput` (it is not what its header says), `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
         self.premises.check_open()
-        return run_views.context_view(await receive(self.premises, header, chunks, principal.name))
+        return run_views.context_view(await receive(self.premises, header, chunks, principal))
 
     async def contexts(self, page_size: int = 50, page_token: str = "", *, principal: Principal) -> Page[ContextView]:
         """The newest first. Raises `InvalidInput`."""
@@ -185,7 +194,9 @@ class RunDesk:
 
     async def close_session(self, session_id: str, *, principal: Principal) -> None:
         """A run in it is cancelled; its sandbox is gone when this returns. Raises `NotFound`."""
-        kept = self._sessions.find(session_id, principal)
+        async with self._admission.between():  # a run that is about to begin in it has begun, and is stopped
+            kept = self._sessions.find(session_id, principal)
+            kept.closing = True  # and no other can
         await self._runs.stop(kept.run_id, "its session was closed")
         await asyncio.shield(self._tasks.spawn(self._sessions.close(kept, "it was closed"), f"{kept.id}: closing"))
 

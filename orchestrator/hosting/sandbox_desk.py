@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -13,14 +14,15 @@ import msgspec
 
 from orchestrator.budget import Budget
 from orchestrator.config import RunSettings
-from orchestrator.errors import Busy, InvalidInput, NotFound, RequestConflict, RLMError
+from orchestrator.errors import Busy, InvalidInput, NotFound, RLMError
 from orchestrator.events import EventLog
 from orchestrator.held import Held
 from orchestrator.hosting.kept_sandbox import KeptSandbox, cell_items
 from orchestrator.hosting.orders import SandboxOrder
-from orchestrator.hosting.premises import Gone, Premises, check_order, order_hash
+from orchestrator.hosting.premises import Gone, Premises, check_order, converted, order_hash
 from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.run_desk import RunDesk
+from orchestrator.hosting.sandbox_openings import Openings
 from orchestrator.store.database import MAX_PAGE
 from orchestrator.store.rows import Total
 from orchestrator.store.runs import make_token, read_token
@@ -39,9 +41,9 @@ class SandboxDesk:
         self._premises = premises
         self._defaults = defaults
         self._kept: dict[str, KeptSandbox] = {}
-        self._requests: dict[tuple[str, str], tuple[str, asyncio.Task[KeptSandbox]]] = {}
         self._numbers = itertools.count(1)
         self._tasks = TaskSet()
+        self._openings = Openings(premises.clock, self._tasks, self._end)
         self._cells: set[asyncio.Task[CellResult]] = set()
         self._gone = Gone("sandbox")
 
@@ -67,22 +69,7 @@ class SandboxDesk:
         idle_s = self._check(order)
         said = order_hash(order.context, order.model, order.idle_timeout_s, order.labels)
         key = (order.principal.name, order.request_id)
-        if order.request_id and key in self._requests:
-            known, opening = self._requests[key]
-            if known != said:
-                raise RequestConflict(order.request_id)
-            return (await asyncio.shield(opening)).view()
-        # A task of the desk's: a caller who hangs up, and asks again with the same id, gets what was begun.
-        opening = self._tasks.spawn(self._open(order, idle_s), "opening a kept sandbox")
-        if order.request_id:
-            self._requests[key] = said, opening
-            opening.add_done_callback(lambda task: self._forget_failed(key, task))
-        try:
-            return (await asyncio.shield(opening)).view()
-        except asyncio.CancelledError:
-            if not order.request_id:  # nobody can ever find it again
-                self._tasks.spawn(self._abandon(opening), "removing a sandbox that nobody waits for")
-            raise
+        return (await self._openings.get(key, said, lambda: self._open(order, idle_s))).view()
 
     async def run_cell(
         self, sandbox_id: str, code: str, time_limit_s: float | None = None, *, principal: Principal
@@ -93,8 +80,11 @@ class SandboxDesk:
         `NotFound`, `Busy`, `InvalidInput`, `ShuttingDown`; and at any: `SandboxLost`.
         """
         self._premises.check_open()
-        if time_limit_s is not None and not 0 < time_limit_s < float("inf"):
-            raise InvalidInput("time_limit", f"must be more than 0 s; it is {time_limit_s:g} s.")
+        if time_limit_s is not None:
+            try:
+                converted(RunSettings, self._defaults, {"cell_timeout_s": time_limit_s})
+            except InvalidInput as error:
+                raise InvalidInput("time_limit", error.rule) from None
         kept = self._free(sandbox_id, principal)
         self._occupy(kept)
         printed: asyncio.Queue[OutputChunk] = asyncio.Queue()
@@ -144,11 +134,7 @@ class SandboxDesk:
         self._premises.closing = True
         if self._cells and grace_s > 0:
             await asyncio.wait(tuple(self._cells), timeout=grace_s)
-        opening = [task for _, task in self._requests.values() if not task.done()]
-        for task in opening:
-            task.cancel()
-        if opening:
-            await asyncio.wait(opening)
+        await self._openings.stop()
         for kept in tuple(self._kept.values()):
             await self._end(kept, "the service was shut down")
 
@@ -164,6 +150,11 @@ class SandboxDesk:
             )
         if order.model is not None and not order.model.model:
             raise InvalidInput("model", "is empty.", "Name one, or leave it out for a sandbox without llm_query.")
+        if order.model is not None:
+            given = msgspec.structs.asdict(order.model.limits)
+            if given["max_sandboxes"] is not None:
+                raise InvalidInput("max_sandboxes", "is not for a sandbox: its code opens no others.", "Leave it out.")
+            converted(RunSettings, self._defaults, {name: value for name, value in given.items() if value is not None})
         return idle_s
 
     async def _open(self, order: SandboxOrder, idle_s: float) -> KeptSandbox:
@@ -174,7 +165,7 @@ class SandboxDesk:
             limits = Limits()
             if order.model is not None:
                 limits = await premises.within_quota(principal, order.model.limits)
-            budget = Budget(limits)
+            budget = Budget(limits, await premises.share_of(principal))
             questions = None
             if order.model is not None:
                 settings = msgspec.structs.replace(
@@ -183,7 +174,9 @@ class SandboxDesk:
                 questions = await premises.orchestrator.questions(settings, budget)
             number = next(self._numbers)
             now = premises.clock.now()
-            kept = KeptSandbox(number, principal.name, order.labels, idle_s, now, EventLog().root(), budget, questions)
+            name = f"sbx_{secrets.token_hex(8)}"
+            span = EventLog(*premises.sinks_of(order.trace_context, name)).root()
+            kept = KeptSandbox(name, number, principal.name, order.labels, idle_s, now, span, budget, questions)
             context = await kept.stack.enter_async_context(premises.context(order.context, principal))
             answer = questions.answer if questions is not None else None
             opening = premises.orchestrator.sandboxes.open(context, answer, height=premises.kept_height)
@@ -194,9 +187,11 @@ class SandboxDesk:
             if kept is not None:
                 await kept.stack.aclose()
             raise
-        kept.opened(held.value)
+        kept.opened(held.value, premises.clock.now())
         self._kept[kept.id] = kept
-        premises.live_totals[kept.id] = kept.spent
+        if (life_s := limits.max_seconds) is not None:
+            kept.ends_at = premises.clock.now() + life_s
+            kept.life = premises.clock.call_later(life_s, lambda: self._live_out(kept, life_s))
         self._tasks.spawn(self._watch(kept), f"{kept.id}: watching for its loss")
         self._idle(kept)
         return kept
@@ -207,7 +202,10 @@ class SandboxDesk:
         try:
             return await kept.run(code, limit_s, printed)
         finally:
-            self._rest(kept)
+            try:
+                await self._count(kept)  # what is not on record is lost when the process is killed
+            finally:
+                self._rest(kept)
 
     async def _with_file(self, sandbox_id: str, principal: Principal, work: Callable[[KeptSandbox], Awaitable[T]]) -> T:
         kept = self._free(sandbox_id, principal)
@@ -245,13 +243,18 @@ class SandboxDesk:
 
     def _idle(self, kept: KeptSandbox) -> None:
         clock = self._premises.clock
-        kept.busy, kept.expires_at = False, clock.now() + kept.idle_s
+        kept.busy, kept.expires_at = False, min(clock.now() + kept.idle_s, kept.ends_at)
         kept.alarm = clock.call_later(kept.idle_s, lambda: self._expire(kept))
 
     def _expire(self, kept: KeptSandbox) -> None:
         if not kept.busy:
             kept.busy = True  # no cell may begin in it any more
             self._tasks.spawn(self._end(kept, f"it was idle for {kept.idle_s:g} s"), f"{kept.id}: expired")
+
+    def _live_out(self, kept: KeptSandbox, life_s: float) -> None:
+        """With the cell that runs in it: the limit is for its whole life."""
+        reason = f"its time is over: max_seconds={life_s:g} s"
+        self._tasks.spawn(self._end(kept, reason), f"{kept.id}: lived out")
 
     async def _watch(self, kept: KeptSandbox) -> None:
         kept.loss = str(await kept.sandbox.lost())
@@ -262,42 +265,35 @@ class SandboxDesk:
         """Also when its caller is cancelled meanwhile."""
         if self._kept.pop(kept.id, None) is None:
             return
-        if kept.alarm is not None:
-            kept.alarm.cancel()
+        for alarm in (kept.alarm, kept.life):
+            if alarm is not None:
+                alarm.cancel()
         self._gone.add(kept.id, kept.principal, reason)
         await asyncio.shield(asyncio.ensure_future(self._take_down(kept)))
 
     async def _take_down(self, kept: KeptSandbox) -> None:
-        for key, (_, opening) in tuple(self._requests.items()):
-            if opening.done() and not opening.cancelled() and not opening.exception() and opening.result() is kept:
-                del self._requests[key]
+        self._openings.forget(kept)
         try:
             await kept.stack.aclose()
         except RLMError as error:
             logger.warning("closing the sandbox %s failed: %s", kept.id, error)
         finally:
+            kept.closed()
             self._premises.room.give_back(kept.principal)
-            self._premises.live_totals.pop(kept.id, None)
         await self._count(kept)
 
     async def _count(self, kept: KeptSandbox) -> None:
-        spent = kept.budget.spent
-        total = Total(spent.cost_usd, spent.usage.total_tokens)
-        if total == Total():
+        """Adds what it has used since the last time to its principal's total on record."""
+        spent, before = kept.budget.spent, kept.counted
+        kept.counted = Total(spent.cost_usd, spent.usage.total_tokens)
+        more = Total(kept.counted.cost_usd - before.cost_usd, kept.counted.tokens - before.tokens)
+        if more == Total():
             return
         try:
-            await self._premises.threads.call(self._premises.store.add_total, kept.principal, total)
+            await self._premises.threads.call(self._premises.store.add_total, kept.principal, more)
         except RLMError as error:
+            kept.counted = before
             logger.error("what the sandbox %s has used is not on record: %s", kept.id, error)
 
     def _interrupt(self, kept: KeptSandbox) -> None:
         self._tasks.spawn(kept.sandbox.interrupt(), f"{kept.id}: interrupting")
-
-    def _forget_failed(self, key: tuple[str, str], task: asyncio.Task[KeptSandbox]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            self._requests.pop(key, None)
-
-    async def _abandon(self, opening: asyncio.Task[KeptSandbox]) -> None:
-        await asyncio.wait({opening})
-        if not opening.cancelled() and opening.exception() is None:
-            await self._end(opening.result(), "nobody waited for it")

@@ -26,7 +26,7 @@ class HostingSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_interval_s: Annotated[float, Meta(gt=0, description="between two looks for what may go")] = 300.0
     max_age_s: float | None = None  # of runs that have ended
     max_runs: int | None = None  # that have ended and are kept
-    max_bytes: int | None = None  # of events and contexts together
+    max_bytes: int | None = None  # of runs, events and contexts together
 
     @property
     def retention(self) -> RetentionLimits:

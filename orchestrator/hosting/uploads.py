@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 
-from orchestrator.errors import InvalidInput, TooLarge
+from orchestrator.errors import InvalidInput, RunNotReplayable, TooLarge
 from orchestrator.hosting.orders import ContextHeader
 from orchestrator.hosting.premises import Premises
-from orchestrator.json_shape import shape_of
+from orchestrator.hosting.principals import Principal
+from orchestrator.json_shape import shape_of_file
 from orchestrator.store.contexts import ContextUpload
+from orchestrator.store.database import MAX_RUN_BYTES
 from orchestrator.store.failures import file_failure
-from orchestrator.store.rows import StoredContext
+from orchestrator.store.rows import StoredContext, StoredRun
 from orchestrator.values import ContextInfo, ContextKind
 
 _SHOWN = 300  # characters of head, and of tail
 _SHA256_BYTES = 32
-# A document is checked whole, in memory.
+# A document is checked whole, by a process of its own.
 MAX_JSON_BYTES = 512 * 1024 * 1024
 
 
 async def receive(
+    premises: Premises, header: ContextHeader, chunks: AsyncIterator[bytes], principal: Principal
+) -> StoredContext:
+    """Nothing stays of an upload that fails. Raises `InvalidInput`, `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
+    _check(header, premises.settings.max_upload_bytes)
+    async with premises.storage(principal, header.size_bytes):
+        return await _receive(premises, header, chunks, principal.name)
+
+
+async def _receive(
     premises: Premises, header: ContextHeader, chunks: AsyncIterator[bytes], principal: str
 ) -> StoredContext:
-    """Nothing stays of an upload that fails. Raises `InvalidInput`, `TooLarge`, `StoreFailed`."""
-    _check(header, premises.settings.max_upload_bytes)
     call = premises.threads.call
-    upload = await call(premises.store.new_upload)
+    upload = premises.store.new_upload()
     try:
         description = Description(header.kind)
         async for chunk in chunks:
@@ -37,6 +47,26 @@ async def receive(
         _check_whole(header, upload)
         info = await call(_finish, upload, description, premises)
         return await call(premises.store.keep_context, upload, principal, info)
+    finally:
+        await call(upload.discard)
+
+
+async def receive_recording(premises: Premises, chunks: AsyncIterator[bytes], principal: Principal) -> StoredRun:
+    """Raises `RunNotReplayable`, `InvalidInput`, `TooLarge`, `QuotaExceeded`, `StoreFailed`."""
+    call = premises.threads.call
+    upload = premises.store.new_upload()
+    try:
+        async with AsyncExitStack() as stack:
+            async for chunk in chunks:
+                if upload.size + len(chunk) > MAX_RUN_BYTES:
+                    raise TooLarge("max_run_bytes", MAX_RUN_BYTES, upload.size + len(chunk))
+                await stack.enter_async_context(premises.storage(principal, len(chunk)))
+                await call(_write_plain, upload, chunk, premises)
+            await call(_seal, upload, premises)
+            try:
+                return await call(premises.store.import_jsonl, upload.path, principal.name)
+            except RunNotReplayable as error:  # the caller knows its file by another name
+                raise RunNotReplayable(str(error).replace(str(upload.path), "the recording")) from None
     finally:
         await call(upload.discard)
 
@@ -65,8 +95,8 @@ class Description:
         self._head += text[: _SHOWN - len(self._head)] if len(self._head) < _SHOWN else ""
         self._tail = (self._tail + text[-_SHOWN:])[-_SHOWN:]
 
-    def info(self, document: bytes) -> ContextInfo:
-        """`document` is all of it for JSON, and not looked at otherwise. Raises `InvalidInput` for what is not JSON."""
+    def info(self, path: Path) -> ContextInfo:
+        """`path` is where all of it is, looked at for JSON only. Raises `InvalidInput` for what is not JSON."""
         type_name, length, unit = "str", self._length, "characters"
         head, tail = self._head, self._tail if self._length > _SHOWN else ""
         match self.kind:
@@ -75,7 +105,7 @@ class Description:
                 head = repr(head.encode("latin-1"))[:_SHOWN]
                 tail = repr(tail.encode("latin-1"))[-_SHOWN:] if tail else ""
             case ContextKind.JSON:
-                shape = shape_of(document)
+                shape = shape_of_file(path)
                 type_name, length, unit = shape.type_name, shape.length, shape.unit
             case ContextKind.TEXT:
                 pass
@@ -106,12 +136,21 @@ def _write(upload: ContextUpload, description: Description, chunk: bytes, premis
         upload.write(chunk)
 
 
+def _write_plain(upload: ContextUpload, chunk: bytes, premises: Premises) -> None:
+    with _named(premises):
+        upload.write(chunk)
+
+
+def _seal(upload: ContextUpload, premises: Premises) -> None:
+    with _named(premises):
+        upload.seal()
+
+
 def _finish(upload: ContextUpload, description: Description, premises: Premises) -> ContextInfo:
     description.add(b"", final=True)
     with _named(premises):
         upload.seal()
-        document = upload.path.read_bytes() if description.kind is ContextKind.JSON else b""
-    return description.info(document)
+        return description.info(upload.path)
 
 
 @contextmanager

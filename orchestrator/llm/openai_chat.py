@@ -13,7 +13,7 @@ import msgspec
 
 from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import Span
-from orchestrator.llm.openai_answers import Answer, Collected, text_of, usage_of
+from orchestrator.llm.openai_answers import Collected, answer_of, text_of, usage_of
 from orchestrator.llm.openai_client import OpenAIClient
 from orchestrator.seams import RequestTally, TextSink
 from orchestrator.values import Message, Reply
@@ -185,7 +185,7 @@ class OpenAIChat:
 
     def _read_plain(self, answer: bytes) -> Reply:
         try:
-            result = msgspec.json.decode(answer, type=Answer)
+            result = answer_of(answer)
         except msgspec.ValidationError as error:
             raise self._malformed(f"the answer has another shape: {error}") from None
         except msgspec.DecodeError:

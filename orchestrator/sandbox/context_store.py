@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.errors import InvalidInput
-from orchestrator.json_shape import shape_of
+from orchestrator.json_shape import shape_of_file
 from orchestrator.sandbox.json_stream import pieces_of, type_name_of
 from orchestrator.values import Attachment, Context, ContextInfo, ContextKind
 
@@ -176,8 +176,9 @@ def _write_json(value: object, write: _Writer) -> ContextInfo:
 
 
 def _write_document(data: bytes, write: _Writer) -> ContextInfo:
-    shape = shape_of(data)
     write(data)
+    write.file.flush()
+    shape = shape_of_file(Path(write.file.name))
     head, tail = _shown(data[: 4 * _SHOWN]), _shown_end(data[-4 * _SHOWN :])
     return _info(ContextKind.JSON, shape.type_name, len(data), shape.length, shape.unit, head, tail)
 

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _THREADS = 16
 _PROFILE_FILE = "seccomp.json"
+_PODMAN_PROCESSES = 32_768  # what its own service allows itself
 _IMPROPER = "container state improper"  # Podman: it ended by itself while it was being ended
 # The engine demands it for what is below its own root, as volumes are. Nothing goes from the container to the host.
 _BELOW_ENGINE_ROOT = "rslave"
@@ -249,8 +250,13 @@ def _mounts_of_own_container(api: Any) -> list[HostPath]:  # typeshed leaves thi
 
 
 def _adapt_to_podman(config: dict[str, Any], here: Path, there: Path) -> None:
-    """Podman reads a profile from a file only, and knows no limit on inodes: memory bounds them there."""
+    """Podman reads a profile from a file only, and knows no limit on inodes: memory bounds them there.
+
+    Where a request says nothing of a user's processes it asks for a million, which takes CAP_SYS_RESOURCE where it may
+    have fewer itself. What bounds a sandbox's processes is its cgroup; this counts those of all sandboxes.
+    """
     host = config["HostConfig"]
+    host["Ulimits"] = [*host["Ulimits"], {"Name": "nproc", "Soft": _PODMAN_PROCESSES, "Hard": _PODMAN_PROCESSES}]
     host["Tmpfs"] = {
         path: ",".join(option for option in options.split(",") if not option.startswith("nr_inodes="))
         for path, options in host["Tmpfs"].items()

@@ -27,7 +27,7 @@ from orchestrator.protocol.rlm.v1 import (
     server_pb2,
     server_pb2_grpc,
 )
-from orchestrator.server.calls import Guard
+from orchestrator.server.calls import CallCaps, Door, Guard
 from orchestrator.server.run_service import RunService
 from orchestrator.server.sandbox_service import SandboxService, ServerService
 from orchestrator.server.tokens import Tokens
@@ -74,7 +74,9 @@ class ListenSettings:
     addresses: tuple[Address, ...]
     tls: Tls | None = None
     tokens: Tokens | None = None
-    max_calls: int = 1000  # at a time; more are refused with RESOURCE_EXHAUSTED
+    max_calls: int = 1000  # at a time, at the socket and at the other addresses each; more are RESOURCE_EXHAUSTED
+    max_calls_each: int = 250  # of one token
+    first_message_s: float = 30.0  # for a request to come whole
     max_streams: int = 256  # of one connection; its client waits with more
     upload_idle_s: float = 60.0  # between two parts of an upload
     stop_grace_s: float = 2.0  # for calls that end by themselves when all runs have ended
@@ -123,28 +125,50 @@ async def listening(
 
     Raises `InvalidInput` for an address that cannot be had.
     """
-    guard = Guard(settings.tokens)
-    server = grpc.aio.server(
-        interceptors=[guard], options=_options(settings), maximum_concurrent_rpcs=settings.max_calls
-    )
+    each = settings.max_calls_each if settings.tokens is not None else None
+    caps = CallCaps(each=each, open_to_all=settings.max_calls // 4, first_message_s=settings.first_message_s)
+    guard = Guard(settings.tokens, caps)
     servicer = health.aio.HealthServicer()
     for name in _SERVICES:
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    run_pb2_grpc.add_RunServiceServicer_to_server(RunService(runs, settings.upload_idle_s), server)
-    sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(SandboxService(sandboxes), server)
-    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(info), server)
-    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    bound = [_bind(server, address, settings.tls) for address in settings.addresses]
-    await server.start()
+    service = RunService(runs, settings.upload_idle_s), SandboxService(sandboxes), ServerService(info)
+    # Two servers: whatever comes to a port, the places of the socket are its own.
+    servers: dict[bool, grpc.aio.Server] = {}
+    bound: list[Address] = []
+    for address in settings.addresses:
+        local = isinstance(address, UnixAddress)
+        if local not in servers:
+            servers[local] = _server(guard.door(local=local), settings, servicer, *service)
+        bound.append(_bind(servers[local], address, settings.tls))
+    for server in servers.values():
+        await server.start()
     try:
         yield Listening(bound, guard, servicer)
     finally:
-        await server.stop(settings.stop_grace_s)
+        await asyncio.gather(*(server.stop(settings.stop_grace_s) for server in servers.values()))
         await guard.close()
         for address in bound:
             if isinstance(address, UnixAddress):
                 address.path.unlink(missing_ok=True)
+
+
+def _server(
+    door: Door,
+    settings: ListenSettings,
+    servicer: health.aio.HealthServicer,
+    runs: RunService,
+    sandboxes: SandboxService,
+    info: ServerService,
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=[door], options=_options(settings), maximum_concurrent_rpcs=settings.max_calls
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    run_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
+    sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
+    server_pb2_grpc.add_ServerServiceServicer_to_server(info, server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
 
 
 def _options(settings: ListenSettings) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from orchestrator.wire.times import seconds_of, time_of
 from orchestrator.wire.views import state_value
 
 T = TypeVar("T")
+MOST_SEQ = 2**63 - 1
 
 _, _KINDS = enum_tables(ContextKind, events_pb2.ContextKind.DESCRIPTOR)
 
@@ -27,12 +28,14 @@ _, _KINDS = enum_tables(ContextKind, events_pb2.ContextKind.DESCRIPTOR)
 def run_order(
     request: run_pb2.StartRunRequest, desk: RunDesk, principal: Principal, trace_context: Mapping[str, str]
 ) -> RunOrder:
+    given = chosen(request.settings) if request.HasField("settings") else {}
     return RunOrder(
         principal=principal,
         query=request.query,
         request_id=_request_id(request.request_id),
         context=_context(request),
-        settings=desk.settings_of(chosen(request.settings)) if request.HasField("settings") else None,
+        settings=desk.settings_of(given) if given else None,
+        chosen=given,
         session_id=request.session_id or None,
         keep_session_s=_seconds(request.keep_session, "keep_session"),
         labels=_labels(request.labels),
@@ -40,7 +43,9 @@ def run_order(
     )
 
 
-def sandbox_order(request: sandbox_pb2.CreateSandboxRequest, principal: Principal) -> SandboxOrder:
+def sandbox_order(
+    request: sandbox_pb2.CreateSandboxRequest, principal: Principal, trace_context: Mapping[str, str]
+) -> SandboxOrder:
     model = None
     if request.HasField("model"):
         if not request.model.model:
@@ -53,6 +58,7 @@ def sandbox_order(request: sandbox_pb2.CreateSandboxRequest, principal: Principa
         model=model,
         idle_timeout_s=_seconds(request.idle_timeout, "idle_timeout") if request.HasField("idle_timeout") else None,
         labels=_labels(request.labels),
+        trace_context=trace_context,
     )
 
 
@@ -72,6 +78,12 @@ def run_query(request: run_pb2.ListRunsRequest) -> RunQuery:
     )
 
 
+def after_seq(request: run_pb2.WatchRunRequest) -> int:
+    if request.after_seq > MOST_SEQ:
+        raise InvalidInput("after_seq", f"is at most 2^63 - 1; it is {request.after_seq}.", "Give the last seq seen.")
+    return request.after_seq
+
+
 def page_size(given: int) -> int:
     if given > MAX_PAGE:
         raise InvalidInput("page_size", f"is at most {MAX_PAGE}; it is {given}.", "Ask for the next pages by token.")
@@ -89,8 +101,8 @@ def header_of(request: run_pb2.UploadContextRequest) -> ContextHeader:
     return ContextHeader(kind, request.header.size_bytes, request.header.sha256)
 
 
-def chunk_of(request: run_pb2.UploadContextRequest) -> bytes:
-    if request.WhichOneof("part") != "chunk":
+def chunk_of(request: run_pb2.UploadContextRequest | run_pb2.ImportRunRequest) -> bytes:
+    if isinstance(request, run_pb2.UploadContextRequest) and request.WhichOneof("part") != "chunk":
         raise InvalidInput("chunk", "is missing.", "After the header come chunks only.")
     if len(request.chunk) > CHUNK_BYTES:
         raise InvalidInput("chunk", f"has at most {CHUNK_BYTES:,} bytes; it has {len(request.chunk):,}.")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import InvalidInput, ServiceFailed, ServiceFailure
 from orchestrator.hosting.run_desk import RunDesk
@@ -14,11 +13,10 @@ from orchestrator.protocol.rlm.v1 import run_pb2, run_pb2_grpc
 from orchestrator.server import orders
 from orchestrator.server.calls import caller, trace_context
 from orchestrator.views import Missed
-from orchestrator.wire.caps import PAGE_BYTES
 from orchestrator.wire.records import record_message
 from orchestrator.wire.views import context_message, run_message, session_message
 
-_RUNS_AT_ONCE = 25  # of a page, so that its size is known while it grows
+Part = TypeVar("Part", run_pb2.UploadContextRequest, run_pb2.ImportRunRequest)
 
 
 class RunService(run_pb2_grpc.RunServiceServicer):
@@ -31,7 +29,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         return run_pb2.StartRunResponse(run=run_message(view))
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
-        items = self._desk.watch(request.run_id, request.after_seq, not request.without_pieces, principal=caller())
+        after, pieces = orders.after_seq(request), not request.without_pieces
+        items = self._desk.watch(request.run_id, after, pieces, principal=caller())
         async with aclosing(orders.closable(items)) as watched:
             async for item in watched:
                 if isinstance(item, Missed):
@@ -44,20 +43,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         return run_pb2.GetRunResponse(run=run_message(await self._desk.get(request.run_id, principal=caller())))
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
-        query = orders.run_query(request)
-        response = run_pb2.ListRunsResponse()
-        wanted, size = query.page_size, 0
-        while True:
-            part = replace(query, page_size=min(_RUNS_AT_ONCE, wanted - len(response.runs)))
-            page = await self._desk.list(part, principal=caller())
-            for view in page.items:
-                message = run_message(view)
-                size += message.ByteSize()
-                response.runs.append(message)
-            if not page.next_token or len(response.runs) >= wanted or size > PAGE_BYTES:
-                response.next_page_token = page.next_token
-                return response
-            query = replace(query, page_token=page.next_token)
+        page = await self._desk.list(orders.run_query(request), principal=caller())
+        return run_pb2.ListRunsResponse(runs=map(run_message, page.items), next_page_token=page.next_token)
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         return run_pb2.CancelRunResponse(run=run_message(await self._desk.cancel(request.run_id, principal=caller())))
@@ -78,11 +65,19 @@ class RunService(run_pb2_grpc.RunServiceServicer):
             view = await self._desk.upload(orders.header_of(first), chunks, principal=caller())
         return run_pb2.UploadContextResponse(context=context_message(view))
 
-    async def _chunks(self, parts: AsyncIterator[run_pb2.UploadContextRequest]) -> Any:
+    async def ImportRun(
+        self, request_iterator: AsyncIterator[run_pb2.ImportRunRequest], context: Any
+    ) -> run_pb2.ImportRunResponse:
+        chunks = self._chunks(aiter(request_iterator))
+        async with aclosing(chunks):
+            view = await self._desk.import_run(chunks, principal=caller())
+        return run_pb2.ImportRunResponse(run=run_message(view))
+
+    async def _chunks(self, parts: AsyncIterator[Part]) -> Any:
         while (part := await self._next(parts)) is not None:
             yield orders.chunk_of(part)
 
-    async def _next(self, parts: AsyncIterator[run_pb2.UploadContextRequest]) -> run_pb2.UploadContextRequest | None:
+    async def _next(self, parts: AsyncIterator[Part]) -> Part | None:
         """None at the end. A client that has gone silent must not hold a file open for ever."""
         try:
             async with asyncio.timeout(self._upload_idle_s):

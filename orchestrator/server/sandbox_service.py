@@ -10,7 +10,7 @@ from orchestrator.errors import FileFailed, FileFailure
 from orchestrator.hosting.sandbox_desk import SandboxDesk
 from orchestrator.protocol.rlm.v1 import sandbox_pb2, sandbox_pb2_grpc, server_pb2, server_pb2_grpc
 from orchestrator.server import orders
-from orchestrator.server.calls import caller
+from orchestrator.server.calls import caller, trace_context
 from orchestrator.values import CellResult
 from orchestrator.wire.caps import MAX_FILE_BYTES
 from orchestrator.wire.records import chunk_message, result_message
@@ -24,7 +24,7 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
     async def CreateSandbox(
         self, request: sandbox_pb2.CreateSandboxRequest, context: Any
     ) -> sandbox_pb2.CreateSandboxResponse:
-        view = await self._desk.create(orders.sandbox_order(request, caller()))
+        view = await self._desk.create(orders.sandbox_order(request, caller(), trace_context(context)))
         return sandbox_pb2.CreateSandboxResponse(sandbox=sandbox_message(view))
 
     async def RunCell(

@@ -7,6 +7,7 @@ The file is TOML, one table a token::
     sha256 = "9f86d0..."          # of the token; `rlm token new alice` makes both
     max_runs = 4                  # at a time; like max_sandboxes
     max_cost_usd = 20.0           # ever; like max_tokens
+    max_stored_bytes = 1000000000 # of runs, events and contexts: over it, nothing is uploaded
     admin = false                 # sees and may cancel what others started
 
 A token has 256 random bits: guessing one, or finding one for a hash, is out of reach, so a fast hash is enough.
@@ -29,8 +30,9 @@ from orchestrator.errors import InvalidInput
 from orchestrator.hosting.principals import Principal, Quotas
 
 PREFIX = "rlm_"
+ADMIN_NAME = "admin"  # of whoever calls on the Unix socket; what it made must not be a token's as well
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -40,8 +42,9 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     max_runs: _Count | None = None
     max_sandboxes: _Count | None = None
-    max_cost_usd: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_cost_usd: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     max_tokens: _Count | None = None
+    max_stored_bytes: _Count | None = None
     admin: bool = False
 
     @property
@@ -51,6 +54,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             max_sandboxes=self.max_sandboxes,
             max_cost_usd=self.max_cost_usd,
             max_tokens=self.max_tokens,
+            max_stored_bytes=self.max_stored_bytes,
         )
         return Principal(self.name, quotas, self.admin)
 
@@ -99,6 +103,8 @@ def check_name(name: str, called: str = "NAME") -> None:
         raise InvalidInput(
             called, f"has 1 to 64 letters, digits and . _ @ -, and begins with one of the first; it is {name!r}."
         )
+    if name == ADMIN_NAME:
+        raise InvalidInput(called, f"may not be {name!r}: so is called who calls on the server's own socket.")
 
 
 def new_token() -> str:

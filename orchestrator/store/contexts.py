@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -25,13 +26,16 @@ _PARTIAL = ".upload-"
 
 
 class ContextUpload:
-    """A file that is being written, in any thread but one at a time. Ended by `Store.keep_context` or `discard`."""
+    """A file that is being written, in any thread but one at a time. Ended by `Store.keep_context` or `discard`.
+
+    The file is made by the first write: between making this and being ready to discard it, nothing can be left behind.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / f"{_PARTIAL}{secrets.token_hex(8)}"
         self.size = 0
         self._digest = hashlib.sha256()
-        self._file = self.path.open("xb")
+        self._file: BinaryIO | None = None
 
     @property
     def sha256(self) -> str:
@@ -40,23 +44,31 @@ class ContextUpload:
 
     def write(self, chunk: bytes) -> None:
         """Raises `OSError`."""
+        self._opened().write(chunk)
         self._digest.update(chunk)
-        self._file.write(chunk)
         self.size += len(chunk)
 
     def seal(self) -> None:
         """All is written; it is safe on disk from now on. Raises `OSError`."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        file = self._opened()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
 
     def discard(self) -> None:
         """Nothing stays; does nothing to what was kept."""
+        if self._file is None:
+            return
         try:
             self._file.close()
         except OSError:
             pass  # the disk is full, and what could not be flushed is thrown away
         self.path.unlink(missing_ok=True)
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._file = self.path.open("xb")
+        return self._file
 
 
 class ContextFiles:

@@ -25,7 +25,7 @@ from orchestrator.store.connections import Readers, Writer, connect
 from orchestrator.store.contexts import ContextFiles, ContextUpload
 from orchestrator.store.failures import locked, renamed
 from orchestrator.store.migrations import migrate
-from orchestrator.store.retention import Retired, retire
+from orchestrator.store.retention import RUN_BYTES, Retired, retire
 from orchestrator.store.rows import Removed, RetentionLimits, RunFilter, StoredContext, StoredRun, Total
 from orchestrator.values import ContextInfo
 from orchestrator.views import Page
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 MAX_PAGE = 1000
 MAX_RUN_BYTES = 1 << 30
+PAGE_BYTES = 16 << 20  # of runs as they are stored; as messages they are not larger
 _READ_BYTES = 4 << 20
 _IMPORTED_AT_A_TIME = 500
 
@@ -114,9 +115,12 @@ class Store:
         return self._read(lambda connection: runs.find_request(connection, principal, request_id))
 
     def list_runs(self, filter_: RunFilter, page_size: int = 50, page_token: str = "") -> Page[StoredRun]:
-        """The newest first. Raises `InvalidInput` for a page size or token that cannot be."""
+        """The newest first, fewer than `page_size` also when they are large.
+
+        Raises `InvalidInput` for a page size or token that cannot be.
+        """
         _check_page_size(page_size)
-        return self._read(lambda connection: runs.list_runs(connection, filter_, page_size, page_token))
+        return self._read(lambda connection: runs.list_runs(connection, filter_, page_size, page_token, PAGE_BYTES))
 
     def delete_run(self, run_id: str) -> None:
         """With its events. Raises `NotFound`; `Busy` while it runs; `StoreFailed`."""
@@ -148,14 +152,27 @@ class Store:
     # --- contexts ---
 
     def new_upload(self) -> ContextUpload:
-        with renamed(self.path):
-            return self._files.upload()
+        """Does not block: there is no file before the first `write`."""
+        return self._files.upload()
 
     def keep_context(self, upload: ContextUpload, principal: str, info: ContextInfo) -> StoredContext:
         """Takes a sealed upload over. Raises `StoreFailed`."""
         now = self._clock()
         with renamed(self.path):
             return self._writer.call(lambda connection: self._files.keep(connection, upload, principal, info, now))
+
+    def stored_bytes(self, principal: str) -> int:
+        """Of its runs, events and contexts; a context that others have too counts in full."""
+
+        def sizes(connection: sqlite3.Connection) -> int:
+            (size,) = connection.execute(
+                f"SELECT (SELECT coalesce(sum({RUN_BYTES}), 0) FROM runs WHERE principal = ?1)"
+                " + (SELECT coalesce(sum(bytes), 0) FROM contexts WHERE principal = ?1)",
+                (principal,),
+            ).fetchone()
+            return int(size)
+
+        return self._read(sizes)
 
     def find_context(self, context_id: str) -> StoredContext | None:
         return self._read(lambda connection: self._files.find(connection, context_id))
@@ -224,6 +241,7 @@ class Store:
         start, at, reader = journals.read_journal(path)
         for_end = journals.ending()
         for record in reader:  # all of it is read once before anything is written
+            journals.check_fits(record)
             for_end(record)
         run = for_end.of(
             StoredRun(run_id=start.run_id, principal=principal, query=start.query, context=start.context, started_at=at)

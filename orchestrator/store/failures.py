@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 import msgspec
 
-from orchestrator.errors import StoreFailed, StoreFailure
+from orchestrator.errors import InvalidInput, StoreFailed, StoreFailure
 
 _PRIMARY = 0xFF  # an extended result code holds the primary one in its lowest byte, https://sqlite.org/rescode.html
 
 
 @contextmanager
 def renamed(path: object) -> Iterator[None]:
-    """Raises `StoreFailed` for what SQLite or the file system raises in the block."""
+    """Raises `StoreFailed` for what SQLite or the file system raises in the block, `InvalidInput` for a huge number."""
     try:
         yield
     except sqlite3.Error as error:
@@ -25,6 +25,8 @@ def renamed(path: object) -> Iterator[None]:
         raise StoreFailed(
             StoreFailure.DAMAGED, f"a row of the store {path} cannot be read ({error}).", "Restore it from a backup."
         ) from error
+    except OverflowError:
+        raise InvalidInput("number", "is larger than the store can hold (2^63 - 1).") from None
     except OSError as error:
         raise file_failure(error, path) from error
 

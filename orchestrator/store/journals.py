@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,13 +17,17 @@ from orchestrator.folds.totals import Totals
 from orchestrator.store.rows import StoredRun
 from orchestrator.views import RunProblem, RunState
 
+_RUN_ID = re.compile(r"run_[0-9A-Za-z]{1,64}")
+_LAST = 253_402_300_799.0  # the year 9999
+_MOST_SEQ = 2**63 - 1  # of SQLite
+_MOST_CHARS = 4 << 20
 _STATES = {Outcome.OK: RunState.SUCCEEDED, Outcome.FAILED: RunState.FAILED, Outcome.CANCELLED: RunState.CANCELLED}
 INTERRUPTED = RunProblem("INTERRUPTED", "the service went down while it ran")
 
 
 def write_journal(path: Path, records: Iterator[Record]) -> None:
     """Raises `InvalidInput` when the file cannot be made, `StoreFailed` when it could not be written to its end."""
-    with JournalWriter(path, package=version("rlm-orchestrator")) as journal:
+    with JournalWriter(path, package=version("rlm-orchestrator"), called="--export") as journal:
         for record in records:
             journal(record)
     if journal.problem:
@@ -75,4 +80,17 @@ def read_journal(path: Path) -> tuple[RunStarted, float, JournalReader]:
     first = next(iter(reader), None)
     if first is None or not isinstance(first.event, RunStarted):
         raise RunNotReplayable(f"{path}: the recording does not begin with a run's start. Use the whole file.")
+    if not _RUN_ID.fullmatch(first.event.run_id):
+        raise RunNotReplayable(f"{path}: {first.event.run_id[:80]!r} is not the id of a run.")
     return first.event, first.at, reader
+
+
+def check_fits(record: Record) -> None:
+    """Raises `RunNotReplayable` for what this store, or a message that tells it, cannot hold."""
+    if record.seq > _MOST_SEQ or not 0 <= record.at <= _LAST:
+        raise RunNotReplayable(f"the record {record.seq} has a number or a time that cannot be.")
+    match record.event:
+        case RunStarted(query=text) | RunEnded(answer=str(text)) if len(text) > _MOST_CHARS:
+            raise RunNotReplayable(f"its query or answer has {len(text):,} characters; {_MOST_CHARS:,} are the most.")
+        case _:
+            pass

@@ -10,6 +10,7 @@ from orchestrator.store.rows import RetentionLimits
 from orchestrator.views import RunState
 
 _AT_A_TIME = 100
+RUN_BYTES = "(bytes + length(row))"  # its events, and its query, answer and settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _too_large(connection: sqlite3.Connection, limits: RetentionLimits, held: Co
     if limits.max_bytes is None:
         return []
     (size,) = connection.execute(
-        "SELECT (SELECT coalesce(sum(bytes), 0) FROM runs) + (SELECT coalesce(sum(bytes), 0) FROM contexts)"
+        f"SELECT (SELECT coalesce(sum({RUN_BYTES}), 0) FROM runs) + (SELECT coalesce(sum(bytes), 0) FROM contexts)"
     ).fetchone()
     gone: list[_Old] = []
     for old in _oldest(connection, held):
@@ -95,7 +96,7 @@ def _oldest_runs(connection: sqlite3.Connection) -> list[_Old]:
     return [
         _Old("run", run_id, at, size)
         for run_id, at, size in connection.execute(
-            "SELECT run_id, coalesce(ended_at, started_at) AS at, bytes FROM runs WHERE state != ?"
+            f"SELECT run_id, coalesce(ended_at, started_at) AS at, {RUN_BYTES} FROM runs WHERE state != ?"
             " ORDER BY at, number LIMIT ?",
             (RunState.RUNNING, _AT_A_TIME),
         )

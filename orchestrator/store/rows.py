@@ -67,7 +67,7 @@ class RetentionLimits:
 
     max_age_s: float | None = None
     max_runs: int | None = None
-    max_bytes: int | None = None  # events and contexts together
+    max_bytes: int | None = None  # runs, events and contexts together
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,20 @@ import base64
 import binascii
 import sqlite3
 from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Annotated
 
 import msgspec
 
 from orchestrator.errors import Busy, InvalidInput, NotFound, RequestConflict
 from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Record, RunEnded
 from orchestrator.store.rows import RunFilter, StoredRun, Total
+from orchestrator.text import encoded_json
 from orchestrator.views import Page, RunState
 
+_Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # of SQLite
 _ENCODER = msgspec.json.Encoder()
+_encode = partial(encoded_json, _ENCODER.encode)
 _RECORD = msgspec.json.Decoder(Record)
 _RUN = msgspec.json.Decoder(StoredRun)
 _SELECT = "SELECT row, last_seq FROM runs"
@@ -36,7 +41,7 @@ def put_run(connection: sqlite3.Connection, run: StoredRun) -> None:
                 run.started_at,
                 run.ended_at,
                 run.last_seq,
-                _ENCODER.encode(run),
+                _encode(run),
             ),
         )
     except sqlite3.IntegrityError:
@@ -60,7 +65,7 @@ def update_run(connection: sqlite3.Connection, run: StoredRun) -> None:
         raise NotFound("run", run.run_id)
     connection.execute(
         "UPDATE runs SET state = ?, ended_at = ?, last_seq = max(last_seq, ?), row = ? WHERE run_id = ?",
-        (run.state, run.ended_at, run.last_seq, _ENCODER.encode(run), run.run_id),
+        (run.state, run.ended_at, run.last_seq, _encode(run), run.run_id),
     )
     if before.state is RunState.RUNNING and run.state is not RunState.RUNNING:
         add_total(connection, run.principal, Total(run.spent.cost_usd, run.spent.usage.total_tokens))
@@ -78,8 +83,13 @@ def find_request(connection: sqlite3.Connection, principal: str, request_id: str
     )
 
 
-def list_runs(connection: sqlite3.Connection, filter_: RunFilter, page_size: int, page_token: str) -> Page[StoredRun]:
-    """The newest first. Raises `InvalidInput` for a token that is not one of ours."""
+def list_runs(
+    connection: sqlite3.Connection, filter_: RunFilter, page_size: int, page_token: str, max_bytes: int
+) -> Page[StoredRun]:
+    """The newest first; at least one when there is one, then as many as the two limits allow.
+
+    Raises `InvalidInput` for a token that is not one of ours.
+    """
     conditions, values = _conditions(filter_)
     if page_token:
         conditions.append("(started_at, number) < (?, ?)")
@@ -88,9 +98,16 @@ def list_runs(connection: sqlite3.Connection, filter_: RunFilter, page_size: int
     found = connection.execute(
         f"SELECT row, last_seq, started_at, number FROM runs{where} ORDER BY started_at DESC, number DESC LIMIT ?",
         (*values, page_size + 1),
-    ).fetchall()
-    items = tuple(_run(row, last_seq) for row, last_seq, _, _ in found[:page_size])
-    return Page(items, make_token(*found[page_size - 1][2:]) if len(found) > page_size else "")
+    )
+    items: list[StoredRun] = []
+    size, last = 0, (0.0, 0)
+    for row, last_seq, started_at, number in found:
+        size += len(row)
+        if items and (len(items) >= page_size or size > max_bytes):
+            return Page(tuple(items), make_token(*last))
+        items.append(_run(row, last_seq))
+        last = started_at, number
+    return Page(tuple(items))
 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> None:
@@ -117,7 +134,7 @@ def append(connection: sqlite3.Connection, run_id: str, records: Sequence[Record
         last_seq = max(last_seq, record.seq)
         if isinstance(record.event, ModelTextStreamed | CellPrinted):
             continue
-        data = _ENCODER.encode(record)
+        data = _encode(record)
         if size + len(data) > max_run_bytes and not isinstance(record.event, RunEnded):
             if cut:
                 continue
@@ -178,8 +195,8 @@ def make_token(at: float, number: int) -> str:
 def read_token(token: str) -> tuple[float, int]:
     try:
         data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        return msgspec.json.decode(data, type=tuple[float, int])
-    except (binascii.Error, ValueError):
+        return msgspec.json.decode(data, type=tuple[float, _Number])
+    except (binascii.Error, ValueError, RecursionError):
         raise InvalidInput("page_token", "is not one that this service gave.", "Begin with the first page.") from None
 
 

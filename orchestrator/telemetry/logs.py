@@ -24,9 +24,10 @@ Ids = Callable[[int], tuple[str, str] | None]
 class RunLog:
     """A sink that logs the records of one run at a time, each with its run, its span, and its place in a trace."""
 
-    def __init__(self, *, content: bool = False) -> None:
+    def __init__(self, *, content: bool = False, name: str | None = None) -> None:
         self._content = content
-        self._run_id: str | None = None
+        self._name = name
+        self._run_id = name
         self._logger = logging.getLogger(EVENTS)
 
     def __call__(self, record: ev.Record, trace_ids: tuple[str, str] | None = None) -> None:
@@ -58,7 +59,7 @@ class RunLog:
         log.created = record.at
         self._logger.handle(log)
         if isinstance(event, ev.RunEnded):
-            self._run_id = None
+            self._run_id = self._name
 
 
 class LineWriter(logging.Handler):

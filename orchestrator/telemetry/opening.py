@@ -38,14 +38,15 @@ class Telemetry:
     metrics_at: Address | None = None
     tracing: Tracing | None = None
 
-    def sinks(self, carrier: Mapping[str, str] | None = None) -> tuple[Sink, ...]:
+    def sinks(self, carrier: Mapping[str, str] | None = None, name: str | None = None) -> tuple[Sink, ...]:
         """Sinks for one run, or for runs one after another; concurrent ones need sinks of their own.
 
         `carrier` may hold the caller's trace context (W3C `traceparent`, `tracestate`), such as a call's metadata.
+        `name` is what lines of the log call it by that come without a run, such as those of a kept sandbox.
         """
         metrics = self.metrics.run() if self.metrics is not None else None
         trace = self.tracing.run(carrier) if self.tracing is not None else None
-        log = RunLog(content=self.content) if self.log_events else None
+        log = RunLog(content=self.content, name=name) if self.log_events else None
         if metrics is None and trace is None and log is None:
             return ()
         ids = trace.ids if trace is not None else lambda _span_id: None

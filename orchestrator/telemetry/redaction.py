@@ -36,6 +36,7 @@ _SHAPED = re.compile(
     r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{8,}"  # OpenAI and those that took its form
     r"|\bAIza[A-Za-z0-9_-]{20,}"  # Google
     r"|\bgh[opsu]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"
+    r"|\brlm_[A-Za-z0-9_-]{43}"  # our own: `rlm token new`
     r"|\bhf_[A-Za-z0-9]{20,}|\bgsk_[A-Za-z0-9]{20,}|\bxox[a-z]-[A-Za-z0-9-]{10,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"  # a JSON Web Token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,22 +39,40 @@ class Address:
             )
         return cls(host or LOOPBACK, int(port))
 
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name is whatever a resolver says
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetrySettings:
-    """`metrics` None: none are served. `log_format` None: logging is left as it is.
+    """`metrics` None: none are served. They have neither TLS nor a token, so that beyond loopback they take
+    `metrics_in_the_clear`. `log_format` None: logging is left as it is.
 
     `secrets` (the API keys) never appear in logs and traces. `models` always have a label of their own in metrics, of
     others the first `max_models`. `content` puts queries, prompts, answers, code and output into logs and traces.
     """
 
     metrics: Address | None = None
+    metrics_in_the_clear: bool = False
     log_format: LogFormat | None = None
     log_level: str = "info"
     content: bool = False
     secrets: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     max_models: int = 20
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInput` for an address at which others would read, or change on the way, what is told."""
+        if self.metrics is not None and not self.metrics.is_loopback and not self.metrics_in_the_clear:
+            raise InvalidInput(
+                "--metrics",
+                f"{self.metrics} is not on this machine's loopback, and whoever reaches it reads them, in the clear.",
+                "Give --metrics-in-the-clear on a network of your own, or scrape through a proxy with TLS.",
+            )
 
 
 def traces_wanted(environ: Mapping[str, str]) -> bool:

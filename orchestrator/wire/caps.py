@@ -10,7 +10,8 @@ CHUNK_BYTES = 1 * MIB  # of an upload
 INLINE_BYTES = 16 * MIB  # a context within a request; larger ones are uploaded
 MAX_FILE_BYTES = 32 * MIB
 MAX_METADATA_BYTES = 64 * 1024
-PAGE_BYTES = 16 * MIB  # a page of runs ends early when it would be larger
+QUERY_BYTES = 1 * MIB  # what is longer is a context
+SETTINGS_BYTES = 1 * MIB  # as JSON: instructions and model options have no length of their own
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 
 LABELS, LABEL_BYTES = 32, 256

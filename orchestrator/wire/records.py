@@ -7,7 +7,7 @@ from typing import Any, get_args
 from orchestrator.events import Event, Record, SpanKind
 from orchestrator.protocol.rlm.v1 import events_pb2
 from orchestrator.values import CellResult, OutputChunk, OutputStream
-from orchestrator.wire.structs import UnknownWord, clean, enum_tables, fill, parse
+from orchestrator.wire.structs import UnknownWord, clean, enum_tables, fill, parse, write_whole
 
 
 def _field_name(kind: type[Any]) -> str:
@@ -22,13 +22,12 @@ _STREAM_NUMBERS, _STREAMS = enum_tables(OutputStream, events_pb2.OutputStream.DE
 
 def record_message(record: Record) -> events_pb2.Record:
     message = events_pb2.Record(
-        seq=record.seq,
         at=record.at,
-        span_id=record.span_id,
-        parent_id=record.parent_id or 0,
         kind=_SPAN_NUMBERS[record.kind],
-        depth=record.depth,
     )
+    for name, number in (("seq", record.seq), ("span_id", record.span_id), ("depth", record.depth)):
+        write_whole(message, name, number)
+    write_whole(message, "parent_id", record.parent_id or 0)
     event = getattr(message.event, _FIELDS[type(record.event)])
     event.SetInParent()
     fill(event, record.event)

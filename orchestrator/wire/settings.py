@@ -8,16 +8,19 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 
+from orchestrator.config import RunSettings
 from orchestrator.errors import InvalidInput
 from orchestrator.protocol.rlm.v1 import events_pb2, run_pb2
 from orchestrator.values import Limits
-from orchestrator.wire.structs import clean, parse
-from orchestrator.wire.times import seconds_of, write_duration
+from orchestrator.wire.structs import clean, parse, write_whole
+from orchestrator.wire.times import clamp_duration, seconds_of, write_duration
 
 _SINGLE = ("model", "recursive_model", "max_output_tokens", "max_depth", "max_iterations", "adaptive_depth")
 _LISTS = ("models", "instructions")
 _LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 NAMES = frozenset({*_SINGLE, *_LISTS, *_LIMITS, "cell_timeout_s", "model_options"})
+_NUMBERS = ("max_output_tokens", "max_depth", "max_iterations")
+_COUNTS = ("max_calls", "max_tokens", "max_sandboxes")
 
 
 def chosen(message: run_pb2.RunSettings) -> dict[str, object]:
@@ -47,6 +50,17 @@ def settings_message(given: Mapping[str, Any]) -> run_pb2.RunSettings:
             setattr(message.limits, name, value)
     if options := given.get("model_options"):
         message.model_options_json = clean(msgspec.json.encode(options).decode())
+    return message
+
+
+def told_settings(settings: RunSettings) -> run_pb2.RunSettings:
+    """Of a run as it is on record: what the wire cannot hold becomes the nearest that it can."""
+    given: dict[str, Any] = msgspec.structs.asdict(settings)
+    numbers = {name: given.pop(name) for name in (*_NUMBERS, *_COUNTS)}
+    message = settings_message(given | {"cell_timeout_s": clamp_duration(settings.cell_timeout_s)})
+    for name, number in numbers.items():
+        if number is not None:
+            write_whole(message.limits if name in _COUNTS else message, name, number)
     return message
 
 

@@ -17,8 +17,17 @@ import msgspec
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from orchestrator.text import repaired
+
 S = TypeVar("S", bound=msgspec.Struct)
 W = TypeVar("W", bound=StrEnum)
+
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
 
 _Write = Callable[[Message, Any], None]
 _Read = Callable[[Message], Any]
@@ -40,12 +49,8 @@ def parse(kind: type[S], message: Message) -> S:
 
 
 def clean(text: str) -> str:
-    """Text that protobuf takes: a lone surrogate, which a model's code can make, becomes a question mark."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    """Text that protobuf takes."""
+    return repaired(text)
 
 
 @cache
@@ -74,7 +79,18 @@ def _field(name: str, hint: Any, descriptor: FieldDescriptor) -> tuple[_Write, _
         return _enum(name, hint, descriptor.enum_type)
     if issubclass(hint, str):
         return lambda message, value: setattr(message, name, clean(value)), lambda message: getattr(message, name)
+    if issubclass(hint, int):
+        return lambda message, value: write_whole(message, name, value), lambda message: getattr(message, name)
     return lambda message, value: setattr(message, name, value), lambda message: getattr(message, name)
+
+
+def write_whole(message: Message, name: str, value: int) -> None:
+    """The nearest that the field holds: a recording that was taken in may count beyond it, and must be told anyway."""
+    try:
+        setattr(message, name, value)
+    except ValueError:
+        low, high = _RANGES[message.DESCRIPTOR.fields_by_name[name].cpp_type]
+        setattr(message, name, min(max(value, low), high))
 
 
 def _repeated(name: str, of: Any) -> tuple[_Write, _Read]:

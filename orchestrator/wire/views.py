@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.config import RunSettings
 from orchestrator.protocol.rlm.v1 import events_pb2, run_pb2, sandbox_pb2
 from orchestrator.values import ContextInfo, Ending, Spent
 from orchestrator.views import ContextView, RunProblem, RunState, RunView, SandboxView, SessionView
-from orchestrator.wire.settings import chosen, settings_message
-from orchestrator.wire.structs import UnknownWord, clean, enum_tables, fill, parse
+from orchestrator.wire.settings import chosen, told_settings
+from orchestrator.wire.structs import UnknownWord, clean, enum_tables, fill, parse, write_whole
 from orchestrator.wire.times import time_of, write_time
 
 _STATE_NUMBERS, _STATES = enum_tables(RunState, run_pb2.RunState.DESCRIPTOR)
@@ -21,19 +20,20 @@ _ENDING_NUMBERS, _ENDINGS = enum_tables(Ending, events_pb2.Ending.DESCRIPTOR)
 
 
 def run_message(view: RunView) -> run_pb2.Run:
+    """Never raises: a run that could not be told would take a whole page of runs with it."""
     message = run_pb2.Run(
         run_id=view.run_id,
         request_id=view.request_id,
         state=_STATE_NUMBERS[view.state],
         query=clean(view.query),
-        settings=settings_message(msgspec.structs.asdict(view.settings)),
+        settings=told_settings(view.settings),
         session_id=view.session_id or "",
         labels=view.labels,
         answer=clean(view.answer or ""),
         ending=_ENDING_NUMBERS[view.ending] if view.ending else events_pb2.ENDING_UNSPECIFIED,
-        last_seq=view.last_seq,
         principal=view.principal,
     )
+    write_whole(message, "last_seq", view.last_seq)
     if view.context is not None:
         fill(message.context, view.context)
     write_time(message.start_time, view.started_at)
@@ -45,7 +45,7 @@ def run_message(view: RunView) -> run_pb2.Run:
     for model, spent in view.spent_by_model.items():
         fill(message.spent_by_model[model], spent)
     for depth, spent in view.spent_by_depth.items():
-        fill(message.spent_by_depth[depth], spent)
+        fill(message.spent_by_depth[min(max(depth, 0), 2**32 - 1)], spent)
     return message
 
 

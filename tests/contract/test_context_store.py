@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator import json_shape
 from orchestrator.errors import InvalidInput
 from orchestrator.events import EventLog
-from orchestrator.json_shape import shape_of
+from orchestrator.json_shape import shape_of, shape_of_file
 from orchestrator.rlm.leaf import Leaf
 from orchestrator.sandbox import context_store
 from orchestrator.sandbox.context_store import FileContextStore
@@ -259,3 +263,82 @@ def test_the_shape_of_any_document_is_that_of_its_value(value: object, indent: i
 def test_counting_gives_up_on_a_document_of_too_many_pieces() -> None:
     document = b"[" + b"1," * 300_000 + b"1]"
     assert (shape_of(document).unit, shape_of(document).length) == ("bytes", len(document))
+
+
+MIB = 1 << 20
+
+
+@contextmanager
+def peak_bytes() -> Iterator[Callable[[], int]]:
+    """The most that was allocated at a time in the block."""
+    peaks: list[int] = []
+    tracemalloc.start()
+    try:
+        yield lambda: peaks[0]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+LARGE = [
+    pytest.param(b'["' + b"\\n" * (8 * MIB) + b'"]', ("list[str]", 1, "items"), id="escapes"),
+    pytest.param(b'[""' + b" " * (16 * MIB) + b", {}]" + b" " * (16 * MIB), ("list", 2, "items"), id="spaces"),
+    pytest.param(b'["' + "\u20ac".encode() * (6 * MIB) + b'"]', ("list[str]", 1, "items"), id="characters of 3 bytes"),
+    pytest.param(b"[" + b"1," * (8 * MIB) + b"1]", ("list", 16 * MIB + 3, "bytes"), id="numbers"),
+    pytest.param(b'{"a": "' + b"x" * (16 * MIB) + b'", "b": [1, 2]}', ("dict", 2, "keys"), id="one long text"),
+]
+
+
+@pytest.mark.parametrize(("document", "expected"), LARGE)
+def test_a_large_document_is_checked_beside_this_process(
+    tmp_path: Path, document: bytes, expected: tuple[str, int, str]
+) -> None:
+    path = tmp_path / "document"
+    path.write_bytes(document)
+    with peak_bytes() as peak:
+        shape = shape_of_file(path)
+    assert (shape.type_name, shape.length, shape.unit) == expected
+    assert peak() < MIB  # it is not even read here
+
+
+def test_a_string_of_escapes_takes_no_more_memory_than_it_has_bytes() -> None:
+    document = b'["' + b"\\n" * (8 * MIB) + b'"]'
+    with peak_bytes() as peak:
+        assert shape_of(document).length == 1
+    assert peak() < 64 * MIB  # backtracking took a gigabyte
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (b'["' + b"x" * (5 * MIB) + b'"', "not a JSON document"),
+        (b'["' + b"x" * (5 * MIB) + b'\xff"]', "not UTF-8 at byte 5,242,882"),
+        (b'["' + b"\x80" * (5 * MIB) + b'"]', "not UTF-8 at byte 2"),
+        (b'["' + b"x" * (5 * MIB) + b'\xe2\x82"]', "not UTF-8 at byte 5,242,882"),
+    ],
+)
+def test_what_is_wrong_with_a_large_document_is_told(tmp_path: Path, document: bytes, problem: str) -> None:
+    path = tmp_path / "document"
+    path.write_bytes(document)
+    with pytest.raises(InvalidInput, match=problem):
+        shape_of_file(path)
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    damage=st.none() | st.tuples(st.integers(0, 80), st.integers(0, 255)),
+    piece=st.integers(4, 9),
+)
+def test_utf8_is_checked_in_pieces_as_at_once(text: str, damage: tuple[int, int] | None, piece: int) -> None:
+    data = bytearray(text.encode())
+    if damage is not None and data:
+        data[damage[0] % len(data)] = damage[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_shape, "_PIECE", piece)
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            with pytest.raises(InvalidInput, match=f"byte {error.start}[.]"):
+                json_shape._check_utf8(bytes(data))
+        else:
+            json_shape._check_utf8(bytes(data))

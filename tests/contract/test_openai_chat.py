@@ -8,12 +8,14 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import EventLog, ModelRetried, Record
+from orchestrator.llm.openai_answers import Collected, usage_of
 from orchestrator.llm.openai_chat import OpenAIChat
 from orchestrator.llm.openai_client import open_client
 from orchestrator.llm.retries import Retried
@@ -411,3 +413,28 @@ async def test_a_bad_address_is_refused(address: str) -> None:
     with pytest.raises(InvalidInput, match="base_url"):
         async with open_client(KEY, address):
             pass
+
+
+@streams
+async def test_half_a_character_is_replaced_and_the_rest_is_kept(streamed: bool) -> None:
+    pieces: list[str] = []
+    async with served(Reply("FINAL(a \ud83d b)")) as (chat, _):
+        reply = await chat.chat(ASK, EventLog().root(), pieces.append if streamed else None)
+    assert reply.text == "FINAL(a \ufffd b)"
+    "".join(pieces).encode()
+
+
+async def test_a_character_that_two_chunks_share_is_whole_again() -> None:
+    collected = Collected()
+    pieces: list[str] = []
+    for content in ("look: \ud83d", "\ude00 and \ud83d", "", "x \ud83d"):
+        chunk = SimpleNamespace(model="m", usage=None, choices=[])
+        chunk.choices.append(SimpleNamespace(delta=SimpleNamespace(content=content), finish_reason=None))
+        pieces += collected.take(cast("Any", chunk))
+    assert pieces == ["look: ", "\U0001f600 and ", "\ufffdx "]
+    assert collected.reply("m").text == "look: \U0001f600 and \ufffdx \ufffd"
+
+
+@pytest.mark.parametrize("tokens", [2**53 + 1, 10**30, -1])
+async def test_usage_that_no_api_could_mean_is_not_told(tokens: int) -> None:
+    assert usage_of({"prompt_tokens": tokens, "completion_tokens": 1}) is None

@@ -11,15 +11,19 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator.client.calls import Client
+from orchestrator.errors import ServiceFailed
 from orchestrator.protocol.rlm.v1 import run_pb2, run_pb2_grpc
+from orchestrator.server.health import main as health_check
 from orchestrator.server.listening import Listening
 from orchestrator.server.tokens import Entry, Tokens, hash_of
 from orchestrator.views import RunState
-from orchestrator.wire.addresses import TcpAddress
+from orchestrator.wire.addresses import TcpAddress, UnixAddress
 from orchestrator.wire.caps import MAX_REQUEST_BYTES
 from tests.unit.fake_desks import FakeRuns, fake_server
+from tests.unit.hosting_world import until
 
 LOOPBACK = (TcpAddress("127.0.0.1", 0),)
 RUNS = "/rlm.v1.RunService/"
@@ -52,6 +56,8 @@ def _raw(data: Any) -> Any:
 
 
 TOKEN = (("authorization", "Bearer right"),)
+BOB = (("authorization", "Bearer other"),)
+OPEN_TO_ALL = 16  # of 64 calls at a time
 
 
 async def _code(call: Any) -> grpc.StatusCode:
@@ -212,3 +218,78 @@ async def test_half_open_uploads_end_with_their_connection(server: Listening) ->
             call = stub.UploadContext(metadata=TOKEN)
             header = run_pb2.ContextHeader(kind=1, size_bytes=10, sha256=bytes(32))  # type: ignore[arg-type]
             await call.write(run_pb2.UploadContextRequest(header=header))
+
+
+async def _never() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+def _half_open(channel: grpc.aio.Channel, method: str, metadata: Any) -> Any:
+    """A call whose headers came, and whose request never does."""
+    call = channel.stream_unary(method, request_serializer=_raw, response_deserializer=_raw)
+    return call(_never(), metadata=metadata)
+
+
+async def test_a_call_without_a_token_is_sent_away_at_its_headers(server: Listening) -> None:
+    async with _channel(server, use_local_subchannel_pool=1) as channel:
+        calls = [_half_open(channel, RUNS + "GetRun", ()) for _ in range(200)]
+        codes = await asyncio.gather(*(call.code() for call in calls))
+        # Over the most at a time, gRPC refuses by itself; either way none of them stays.
+        assert set(codes) <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        async with Client(str(server.addresses[0]), "right", retry_s=0) as client:
+            assert (await client.info(again=False)).version == "1.2.3"
+
+
+async def test_a_request_that_does_not_come_ends_its_call(tmp_path: Path) -> None:
+    tokens = Tokens([Entry("alice", hash_of("right"))])
+    settings: dict[str, Any] = {"addresses": LOOPBACK, "tokens": tokens, "first_message_s": 0.05}
+    async with fake_server(tmp_path, **settings) as server, _channel(server) as channel:
+        for method in ("GetRun", "WatchRun"):
+            call = _half_open(channel, RUNS + method, TOKEN)
+            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "did not come" in await call.details()
+
+
+async def test_health_watches_of_nobody_leave_room_for_all_others(tmp_path: Path) -> None:
+    tokens, addresses = Tokens([Entry("alice", hash_of("right"))]), (*LOOPBACK, UnixAddress(tmp_path / "s"))
+    async with (
+        fake_server(tmp_path, addresses=addresses, tokens=tokens, max_calls=64) as server,
+        _channel(server, use_local_subchannel_pool=1) as channel,
+    ):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(200)]
+        codes = await asyncio.gather(*(_first(watch) for watch in watches))
+        assert codes.count(None) == OPEN_TO_ALL
+        assert set(codes) == {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        async with Client(str(server.addresses[0]), "right", retry_s=0) as client:
+            assert (await client.info(again=False)).version == "1.2.3"
+        assert await asyncio.to_thread(health_check, [f"unix:{tmp_path}/s"]) == 0
+        for watch in watches:
+            watch.cancel()
+
+
+async def test_no_token_takes_the_places_of_others_or_of_the_admin(tmp_path: Path) -> None:
+    tokens = Tokens([Entry("alice", hash_of("right")), Entry("bob", hash_of("other"))])
+    runs = FakeRuns(hold=True)
+    addresses = (*LOOPBACK, UnixAddress(tmp_path / "s"))
+    settings: dict[str, Any] = {"addresses": addresses, "tokens": tokens, "max_calls": 12, "max_calls_each": 8}
+    async with fake_server(tmp_path, runs, **settings) as server:
+        port, socket = map(str, server.addresses)
+        async with _channel(server, use_local_subchannel_pool=1) as channel, Client(port, "other", retry_s=0) as bob:
+            stub: Any = run_pb2_grpc.RunServiceStub(channel)
+            run = (await stub.StartRun(run_pb2.StartRunRequest(query="Who?"), metadata=TOKEN)).run
+            watch = run_pb2.WatchRunRequest(run_id=run.run_id)
+            watches = [stub.WatchRun(watch, metadata=TOKEN) for _ in range(9)]
+            codes = await asyncio.gather(*(_first(each) for each in watches))
+            assert codes.count(None) == 8
+            assert (await bob.info(again=False)).version == "1.2.3"
+            more = [_half_open(channel, RUNS + "GetRun", BOB) for _ in range(20)]
+            await until(lambda: server.guard.under_way >= 12)
+            with pytest.raises(ServiceFailed):
+                await bob.info(again=False)
+            async with Client(socket, retry_s=0) as admin:
+                assert (await admin.info(again=False)).version == "1.2.3"
+            for call in (*watches, *more):
+                call.cancel()
+        await runs.end(run.run_id, state=RunState.CANCELLED)

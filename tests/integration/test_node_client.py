@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from orchestrator.client.calls import Client
-from orchestrator.testing.scripted import ChatRequest, Outcome, Reply, ScriptedServerThread, sequence
+from orchestrator.testing.scripted import ChatRequest, Hang, Outcome, Reply, ScriptedServerThread, sequence
+from orchestrator.views import RunState
 from tests.integration.e2e_command import environment, started
 from tests.integration.e2e_world import reply
 
@@ -168,6 +169,40 @@ async def test_a_run_is_followed_over_a_lost_connection(program: list[str], stat
         assert numbers == sorted(set(numbers)), "a record came twice, or out of order"
         assert set(kept) <= set(numbers), "a record was lost"
         assert seen[-1]["event"]["event"] == "runEnded"
+
+
+async def test_started_from_node_watched_by_the_command_cancelled_from_python(
+    program: list[str], state_dir: Path
+) -> None:
+    with (
+        ScriptedServerThread({"depth-0": sequence(_ASKS_ONE), "leaf": lambda request: Hang()}) as models,
+        _served(models.base_url),
+        _node(program, "ask", "Which?", "--json", server=state_dir / "rlm.sock") as node,
+    ):
+        assert node.stdout is not None
+        first = json.loads(node.stdout.readline())
+        run_id = first["event"]["runStarted"]["runId"]
+        environ = environment(models.base_url, 1)
+        with started("watch", run_id, "--events", environ=environ, stdout=subprocess.PIPE) as watch:
+            assert watch.stdout is not None
+            watched: list[dict[str, Any]] = []
+            for line in watch.stdout:
+                watched.append(json.loads(line))
+                if watched[-1]["event"]["type"] == "QueryStarted":
+                    break
+            async with Client(f"unix:{state_dir}/rlm.sock") as client:
+                assert (await client.get(run_id)).state is RunState.RUNNING
+                stopped = await client.cancel(run_id)
+                assert stopped.state is RunState.CANCELLED
+            rest, _ = await asyncio.to_thread(watch.communicate)
+            watched += [json.loads(line) for line in rest.splitlines()]
+            assert watch.returncode == 0
+        stdout, _ = await asyncio.to_thread(node.communicate)
+        assert node.returncode == 1
+        seen = [first, *(json.loads(line) for line in stdout.splitlines())]
+    # All three saw one run, to its end.
+    assert (seen[-1]["event"]["event"], watched[-1]["event"]["type"]) == ("runEnded", "RunEnded")
+    assert int(seen[-1]["seq"]) == watched[-1]["seq"] == stopped.last_seq
 
 
 def test_output_of_a_cell_comes_while_it_runs(program: list[str], state_dir: Path, tmp_path: Path) -> None:

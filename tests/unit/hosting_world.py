@@ -15,8 +15,9 @@ from orchestrator.config import Config, RunSettings
 from orchestrator.events import Record
 from orchestrator.hosting.clock import Alarm
 from orchestrator.hosting.orders import RunOrder
+from orchestrator.hosting.premises import SinksOf
 from orchestrator.hosting.principals import Principal, Quotas
-from orchestrator.hosting.run_desk import RunDesk
+from orchestrator.hosting.run_desk import RunDesk, no_sinks
 from orchestrator.hosting.sandbox_desk import SandboxDesk
 from orchestrator.hosting.settings import HostingSettings
 from orchestrator.llm.metered import Metered
@@ -115,14 +116,20 @@ def config(**settings: Any) -> Config:
 
 @asynccontextmanager
 async def house(
-    folder: Path, policy: Policy, *, settings: HostingSettings | None = None, **config_settings: Any
+    folder: Path,
+    policy: Policy,
+    *,
+    settings: HostingSettings | None = None,
+    sinks_of: SinksOf = no_sinks,
+    **config_settings: Any,
 ) -> AsyncIterator[House]:
     """Nothing may be left after it: no sandbox, no context of a run, no task, no request in flight."""
     before = asyncio.all_tasks()
     chat, fakes, clock = FakeChatModel(policy), FakeSandboxes(), TurnedClock()
     orchestrator = FakeOrchestrator(config(**config_settings), chat, fakes, folder / "contexts")
     with Store.open(folder / "store.db", clock=clock.now) as store:
-        opening = RunDesk.open(orchestrator, store, settings or HostingSettings(max_depth=2), clock=clock)
+        opened = settings or HostingSettings(max_depth=2)
+        opening = RunDesk.open(orchestrator, store, opened, clock=clock, sinks_of=sinks_of)
         async with opening as runs, SandboxDesk.open(runs) as sandboxes:
             made = House(runs, sandboxes, store, chat, fakes, clock, folder)
             yield made

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.budget import Budget, Reservation, Wanted
+from orchestrator.budget import Account, Budget, Reservation, Share, Wanted
 from orchestrator.errors import BudgetExceeded
 from orchestrator.values import Limits, Spent, Usage
 
@@ -225,7 +225,50 @@ CALLS = st.builds(
 )
 
 
+async def test_trees_that_share_an_account_cannot_pass_its_limit_together() -> None:
+    share = Share(Account(cost_usd=0.02), Limits(max_cost_usd=0.16), "Ask the operator.")
+    one, other = Budget(Limits(max_cost_usd=0.14), share), Budget(Limits(), share)
+    first = Held(one, wanted(10, 50))
+    second = Held(other, wanted(10, 50))
+    assert (await first.must_be_granted()).max_output_tokens == 50
+    assert (await second.must_be_granted()).max_output_tokens == 50
+    third, fourth = Held(other, wanted(10, 50)), Held(one, wanted(1, 1, least=1))
+    await settled()
+    assert not third.granted.done()
+    assert not fourth.granted.done()  # it would fit, and came later
+    await first.settle(used(20))
+    assert (await third.must_be_granted()).max_output_tokens == 50
+    assert not fourth.granted.done()
+    await second.settle(used(58))
+    await fourth.must_be_granted()
+    await third.settle(used(60))
+    await fourth.settle(used(1))
+    assert (one.spent.usage.total_tokens, other.spent.usage.total_tokens) == (21, 118)
+    with pytest.raises(BudgetExceeded, match="Ask the operator"):
+        async with other.reserve(wanted(10, 50)):
+            pass
+
+
+async def test_one_tree_that_waits_for_itself_holds_no_other_up() -> None:
+    share = Share(Account(), Limits(max_tokens=10_000))
+    one, other = Budget(Limits(max_tokens=100), share), Budget(Limits(), share)
+    first, waiting = Held(one, wanted(10, 50)), Held(one, wanted(10, 50))
+    await first.must_be_granted()
+    await settled()
+    assert not waiting.granted.done()
+    passing = Held(other, wanted(10, 50))
+    await passing.must_be_granted()
+    await passing.settle(used(60))
+    assert not waiting.granted.done()
+    await first.settle(used(20))
+    await waiting.must_be_granted()
+    await waiting.settle(used(1))
+
+
 @given(
+    trees=st.integers(1, 3),
+    shared_tokens=st.none() | st.integers(20, 400),
+    shared_cost=st.none() | st.floats(0.02, 0.4),
     calls=st.lists(CALLS, max_size=25),
     max_calls=st.none() | st.integers(1, 12),
     max_tokens=st.none() | st.integers(20, 400),
@@ -233,24 +276,40 @@ CALLS = st.builds(
     seed=st.integers(0, 2**16),
 )
 def test_no_interleaving_passes_a_limit_or_forgets_a_waiter(
-    calls: list[Call], max_calls: int | None, max_tokens: int | None, max_cost: float | None, seed: int
+    trees: int,
+    shared_tokens: int | None,
+    shared_cost: float | None,
+    calls: list[Call],
+    max_calls: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    seed: int,
 ) -> None:
-    budget = Budget(Limits(max_calls=max_calls, max_tokens=max_tokens, max_cost_usd=max_cost))
+    share = Share(Account(), Limits(max_tokens=shared_tokens, max_cost_usd=shared_cost))
+    own = Limits(max_calls=max_calls, max_tokens=max_tokens, max_cost_usd=max_cost)
+    budgets = [Budget(own, share) for _ in range(trees)]
     chance = random.Random(seed)
     in_flight: dict[int, Usage] = {}
 
     def check() -> None:
-        spent = budget.spent
-        reserved = sum((usage.total_tokens for usage in in_flight.values()), 0)
-        assert max_calls is None or spent.calls + len(in_flight) <= max_calls
-        assert max_tokens is None or spent.usage.total_tokens + reserved <= max_tokens
-        assert max_cost is None or spent.cost_usd + reserved / 1000 <= max_cost + 1e-6
+        all_tokens, all_cost = 0, 0.0
+        for tree, budget in enumerate(budgets):
+            spent = budget.spent
+            usages = [usage for number, usage in in_flight.items() if number % trees == tree]
+            reserved = sum(usage.total_tokens for usage in usages)
+            assert max_calls is None or spent.calls + len(usages) <= max_calls
+            assert max_tokens is None or spent.usage.total_tokens + reserved <= max_tokens
+            assert max_cost is None or spent.cost_usd + reserved / 1000 <= max_cost + 1e-6
+            all_tokens += spent.usage.total_tokens + reserved
+            all_cost += spent.cost_usd + reserved / 1000
+        assert shared_tokens is None or all_tokens <= shared_tokens
+        assert shared_cost is None or all_cost <= shared_cost + 1e-6
 
     async def one(number: int, call: Call) -> None:
         want = wanted(call.input_tokens, call.output_tokens, least=4)
-        async with budget.reserve(want) as reservation:
+        async with budgets[number % trees].reserve(want) as reservation:
             granted = reservation.max_output_tokens
-            limited = max_tokens is not None or max_cost is not None
+            limited = any(limit is not None for limit in (max_tokens, max_cost, shared_tokens, shared_cost))
             assert (granted is not None) == limited
             most = call.output_tokens if granted is None else granted
             assert min(4, call.output_tokens) <= most <= call.output_tokens
@@ -295,9 +354,14 @@ def test_no_interleaving_passes_a_limit_or_forgets_a_waiter(
         await all_that_is_left_can_be_had()
 
     async def all_that_is_left_can_be_had() -> None:
-        spent = budget.spent
+        budget = budgets[0]
+        spent, shared = budget.spent, share.account
         tokens = [] if max_tokens is None else [max_tokens - spent.usage.total_tokens]
         tokens += [] if max_cost is None else [int((max_cost - spent.cost_usd) * 1000 - 1e-3)]
+        tokens += [] if shared_tokens is None else [shared_tokens - shared.tokens]
+        tokens += [] if shared_cost is None else [int((shared_cost - shared.cost_usd) * 1000 - 1e-3)]
+        assert (shared.in_flight, shared.reserved_tokens, shared.reserved_usd) == (0, 0, 0.0)
+        assert not shared.waiting
         if tokens and min(tokens) > 0 and (max_calls is None or spent.calls < max_calls):
             last = Held(budget, wanted(0, min(tokens), least=1))
             assert (await last.must_be_granted()).max_output_tokens == min(tokens)

@@ -121,3 +121,25 @@ def test_a_server_that_listens_elsewhere_is_to_be_named(state: Path) -> None:
         ran = run_cli("runs", environ=_environ(state))
     assert ran.exit_code == ExitCode.STORE_FAILED
     assert "--server ADDRESS" in ran.stderr
+
+
+def test_a_run_is_written_to_a_file_and_taken_in_elsewhere(state: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "run.jsonl", tmp_path / "other"
+    ran = run_cli("show", "run_1", "--export", str(file), environ=_environ(state))
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    with Store.open(other / "store" / "rlm.db"):
+        pass
+    ran = run_cli("import", str(file), "--json", environ=_environ(other))
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    found = json.loads(ran.stdout)
+    assert (found["run_id"], found["state"], found["principal"]) == ("run_1", "succeeded", "admin")
+    assert _listed(other) == ["run_1"]
+    shown = [run_cli("show", "run_1", environ=_environ(each)).stdout for each in (state, other)]
+    assert shown[0] == shown[1] != ""
+    again = run_cli("import", str(file), environ=_environ(other))
+    assert again.exit_code == ExitCode.USAGE
+    assert "already" in again.stderr
+    assert run_cli("show", "run_9", "--export", str(file), environ=_environ(state)).exit_code == ExitCode.NOT_FOUND
+    assert run_cli("show", str(file), "--export", str(file), environ=_environ(state)).exit_code == ExitCode.USAGE
+    file.write_text("{}")
+    assert run_cli("import", str(file), environ=_environ(other)).exit_code == ExitCode.NOT_REPLAYABLE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,32 @@ from orchestrator.errors import (
     ShuttingDown,
     TooLarge,
 )
-from orchestrator.events import CellPrinted, ModelCallStarted, ModelTextStreamed, Record, RunEnded, RunStarted
-from orchestrator.hosting.orders import RunQuery
+from orchestrator.events import (
+    CellPrinted,
+    ModelCallEnded,
+    ModelCallStarted,
+    ModelTextStreamed,
+    Record,
+    RunEnded,
+    RunStarted,
+)
+from orchestrator.hosting.orders import RunQuery, SandboxModel, SandboxOrder
 from orchestrator.hosting.principals import Principal, Quotas
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.hosting.settings import HostingSettings
-from orchestrator.store.database import Store
+from orchestrator.protocol.rlm.v1 import run_pb2
+from orchestrator.store.database import PAGE_BYTES, Store
+from orchestrator.store.rows import StoredRun
 from orchestrator.testing.fake_model import FakeChatModel
 from orchestrator.testing.fake_sandbox import FakeSandboxes
 from orchestrator.values import Attachment, ContextKind, Ending, Message
 from orchestrator.views import Missed, RunState
+from orchestrator.wire.views import run_message
 from tests.unit import hosting_world as world
 from tests.unit.hosting_world import ADMIN, ALICE, BOB, house, until
-from tests.unit.rlm_world import code, replies
+from tests.unit.rlm_world import code, is_leaf, replies
 
+MIB = 1 << 20
 ANSWER = code("print('looking')", "FINAL(len(context))")
 TEXT = Attachment(ContextKind.TEXT, b"the whole text")
 
@@ -71,6 +83,20 @@ async def test_the_same_order_is_one_run_and_another_one_a_conflict(tmp_path: Pa
             await desk.start("another q", **same)
         assert (await desk.ask("another q", **{**same, "principal": BOB})).run_id != first.run_id
         assert len(desk.chat.calls) == 2
+
+
+async def test_the_same_order_is_the_same_run_after_a_restart_with_other_defaults(tmp_path: Path) -> None:
+    given = {"max_calls": 5}
+    runs: list[str] = []
+    changes: tuple[dict[str, Any], ...] = ({}, {"max_iterations": 7, "model": "other"})
+    for defaults in changes:
+        async with house(tmp_path, lambda _: ANSWER, **defaults) as desk:
+            settings = desk.runs.settings_of(given)
+            same = {"request_id": "r1", "context": TEXT, "settings": settings, "chosen": given}
+            runs.append((await desk.ask("q", **same)).run_id)
+            with pytest.raises(RequestConflict):
+                await desk.start("q", **{**same, "chosen": {"max_calls": 6}})
+    assert runs[0] == runs[1]
 
 
 async def test_a_caller_who_hangs_up_leaves_the_run_to_be_found_by_its_request(tmp_path: Path) -> None:
@@ -209,6 +235,73 @@ async def test_an_unforeseen_failure_is_an_ended_run_too(tmp_path: Path, caplog:
         assert "a bug" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "reply",
+    ["hi \ud83d\n" + code("FINAL('a')"), "FINAL(a \ud83d b)", code("FINAL('a' + chr(0xd83d))")],
+    ids=["in a reply", "in an answer", "out of a cell"],
+)
+async def test_text_that_utf8_cannot_hold_ends_no_recording(tmp_path: Path, reply: str) -> None:
+    async with house(tmp_path, lambda _: reply) as desk:
+        async with asyncio.timeout(20):
+            run = await desk.ask()
+        assert run.state is RunState.SUCCEEDED
+        assert run.answer is not None
+        assert run.answer.startswith("a")
+        kinds = [type(item.event) for item in await desk.seen(run) if isinstance(item, Record)]
+        assert kinds[0] is RunStarted
+        assert kinds[-1] is RunEnded
+        assert ModelCallEnded in kinds
+        kept = desk.store.find_run(run.run_id)
+        assert kept is not None
+        assert kept.state is RunState.SUCCEEDED
+        await desk.runs.delete(run.run_id, principal=ALICE)
+
+
+async def test_a_run_whose_end_cannot_be_recorded_lets_its_watchers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path, lambda _: ANSWER) as desk:
+        run = await desk.start(context=TEXT)
+
+        def broken(run: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.store, "update_run", broken)
+            async with asyncio.timeout(20):
+                assert await desk.seen(run)
+                stopped = await desk.runs.cancel(run.run_id, principal=ALICE)
+        assert stopped.state is RunState.SUCCEEDED
+        await desk.runs._runs.save_ended()
+        await desk.runs.delete(run.run_id, principal=ALICE)
+
+
+async def test_a_page_of_large_runs_ends_early_and_the_next_goes_on(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for number in range(20):
+            desk.store.put_run(StoredRun(run_id=f"run_{number}", principal="alice", query="x" * MIB, started_at=number))
+        listed: list[str] = []
+        token, pages = "", 0
+        while pages == 0 or token:
+            page = await desk.runs.list(RunQuery(page_size=1000, page_token=token), principal=ALICE)
+            message = run_pb2.ListRunsResponse(runs=map(run_message, page.items))
+            assert message.ByteSize() <= PAGE_BYTES
+            listed += [run.run_id for run in page.items]
+            token, pages = page.next_token, pages + 1
+        assert (listed, pages) == ([f"run_{number}" for number in reversed(range(20))], 2)
+
+
+async def test_what_is_no_query_but_a_context_is_refused(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for order in (
+            {"query": "\u20ac" * (MIB // 2)},
+            {"query": "q", "settings": RunSettings(instructions=("x" * MIB,))},
+        ):
+            with pytest.raises(TooLarge):
+                await desk.start(**order)
+        assert (await desk.runs.list(RunQuery(), principal=ALICE)).items == ()
+
+
 async def test_what_others_made_is_not_there(tmp_path: Path) -> None:
     async with house(tmp_path, lambda _: ANSWER) as desk:
         run = await desk.ask(context=TEXT)
@@ -344,3 +437,35 @@ async def test_a_service_deeper_than_its_room_does_not_open(tmp_path: Path) -> N
     with Store.open(tmp_path / "store.db") as store, pytest.raises(InvalidInput, match="capacity"):
         async with RunDesk.open(orchestrator, store, HostingSettings(max_depth=4)):
             pass
+
+
+async def test_a_quota_holds_for_runs_and_sandboxes_at_the_same_time(tmp_path: Path) -> None:
+    long = code("print(llm_query('x' * 400))", "FINAL('x')") + "#" * 8000
+    policy = lambda asked: "y" * 4000 if is_leaf(asked) else long  # noqa: E731
+    async with house(tmp_path, policy, capacity=20) as desk:
+        alice = world.with_quotas(max_cost_usd=12.0)
+        desk.chat.gate.clear()
+        order = SandboxOrder(principal=alice, model=SandboxModel("m"))
+        boxes = [await desk.sandboxes.create(order) for _ in range(2)]
+        runs = [await desk.start(f"q{number}", principal=alice) for number in range(6)]
+        asking = [
+            asyncio.create_task(_all(desk.sandboxes.run_cell(box.sandbox_id, "llm_query('z' * 4000)", principal=alice)))
+            for box in boxes
+        ]
+        await desk.chat.until(lambda: desk.chat.in_flight > 0)
+        desk.chat.gate.set()
+        states = {(await desk.ended(run)).state for run in runs}
+        await asyncio.gather(*asking)
+        assert RunState.FAILED in states  # they could not all have what each of them could have had
+        account = await desk.runs.premises.account_of("alice")
+        spent = sum([(await desk.runs.get(run.run_id, principal=ADMIN)).spent.cost_usd for run in runs])
+        spent += sum([(await desk.sandboxes.get(box.sandbox_id, principal=ADMIN)).spent.cost_usd for box in boxes])
+        assert account.cost_usd == pytest.approx(spent)
+        assert 0 < spent <= 12.0
+        for box in boxes:
+            await desk.sandboxes.delete(box.sandbox_id, principal=ADMIN)
+        assert desk.store.total_of("alice").cost_usd == pytest.approx(spent)
+
+
+async def _all(items: AsyncIterator[object]) -> list[object]:
+    return [item async for item in items]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ from orchestrator.errors import (
     SandboxLost,
     ShuttingDown,
 )
+from orchestrator.events import (
+    CellEnded,
+    CellStarted,
+    ModelCallEnded,
+    ModelCallStarted,
+    Record,
+    SandboxEnded,
+    SandboxStarted,
+    Sink,
+)
 from orchestrator.hosting.orders import SandboxModel, SandboxOrder
 from orchestrator.hosting.principals import Principal, Quotas
+from orchestrator.hosting.sandbox_openings import UNCLAIMED_S
 from orchestrator.seams import MAX_FILE_BYTES
 from orchestrator.values import Attachment, CellResult, CellStatus, ContextKind, Limits, OutputChunk
 from orchestrator.views import SandboxView
@@ -127,6 +139,24 @@ async def test_its_code_may_ask_a_model_within_its_budget_for_life(tmp_path: Pat
         assert desk.store.total_of("alice").tokens == view.spent.usage.total_tokens > 0
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(max_cost_usd=float("nan")),
+        Limits(max_cost_usd=float("inf")),
+        Limits(max_cost_usd=-1.0),
+        Limits(max_tokens=0),
+        Limits(max_calls=-1),
+        Limits(max_seconds=float("nan")),
+    ],
+)
+async def test_limits_of_a_sandbox_keep_the_rules_of_a_run(tmp_path: Path, limits: Limits) -> None:
+    async with house(tmp_path, replies()) as desk:
+        with pytest.raises(InvalidInput):
+            await create(desk, model=SandboxModel("small", limits))
+        assert desk.fakes.opened == 0
+
+
 async def test_the_same_request_is_one_sandbox_and_another_a_conflict(tmp_path: Path) -> None:
     async with house(tmp_path, replies()) as desk:
         first, second = await asyncio.gather(create(desk, request_id="r"), create(desk, request_id="r"))
@@ -137,6 +167,77 @@ async def test_the_same_request_is_one_sandbox_and_another_a_conflict(tmp_path: 
         await desk.sandboxes.delete(first.sandbox_id, principal=ALICE)
         assert (await create(desk, request_id="r")).sandbox_id != first.sandbox_id
         assert desk.fakes.opened == 3
+
+
+async def test_a_sandbox_that_nobody_asks_for_again_goes_by_itself(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for again in (True, False):
+            opened = desk.fakes.opened
+            creating = asyncio.create_task(create(desk, request_id="r"))
+            await asyncio.sleep(0)
+            creating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await creating
+            await until(lambda: desk.fakes.opened == opened + 1)  # noqa: B023 - called at once
+            desk.clock.advance(UNCLAIMED_S - 1)
+            if again:
+                sandbox = await create(desk, request_id="r")
+                desk.clock.advance(UNCLAIMED_S)
+                assert (await run(desk, sandbox, "print(1)")).stdout.text == "1\n"
+                await desk.sandboxes.delete(sandbox.sandbox_id, principal=ALICE)
+        desk.clock.advance(1)
+        await until(lambda: desk.fakes.open_now == 0)
+        assert (await desk.sandboxes.list(principal=ADMIN)).items == ()
+        assert desk.fakes.opened == 2
+
+
+async def test_what_a_sandbox_has_used_is_on_record_after_each_cell(tmp_path: Path) -> None:
+    async with house(tmp_path, lambda messages: "answer") as desk:
+        sandbox = await create(desk, model=SandboxModel("small"))
+        for cells in (1, 2):
+            await run(desk, sandbox, f"llm_query('a question {cells}')")
+            spent = (await desk.sandboxes.get(sandbox.sandbox_id, principal=ALICE)).spent
+            assert spent.calls == cells
+            assert desk.store.total_of("alice").tokens == spent.usage.total_tokens > 0
+        await desk.sandboxes.delete(sandbox.sandbox_id, principal=ALICE)
+        assert desk.store.total_of("alice").cost_usd == pytest.approx(spent.cost_usd)
+
+
+async def test_what_happens_in_a_sandbox_is_told_to_who_listens(tmp_path: Path) -> None:
+    records: list[Record] = []
+    told: list[tuple[Mapping[str, str], str]] = []
+
+    def sinks_of(trace: Mapping[str, str], name: str) -> tuple[Sink]:
+        told.append((trace, name))
+        return (records.append,)
+
+    async with house(tmp_path, lambda messages: "answer", sinks_of=sinks_of) as desk:
+        trace = {"traceparent": "00-1-2-01"}
+        sandbox = await create(desk, model=SandboxModel("small"), trace_context=trace)
+        await run(desk, sandbox, "llm_query('a')")
+        await desk.sandboxes.delete(sandbox.sandbox_id, principal=ALICE)
+        assert told == [(trace, sandbox.sandbox_id)]
+    kinds = [type(record.event) for record in records]
+    assert (kinds[0], kinds[-1]) == (SandboxStarted, SandboxEnded)
+    assert {CellStarted, ModelCallStarted, ModelCallEnded, CellEnded} <= set(kinds)
+
+
+async def test_its_time_is_for_its_whole_life_and_ends_the_cell_too(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        sandbox = await create(desk, model=SandboxModel("small", Limits(max_seconds=100)))
+        assert sandbox.expires_at == desk.clock.time + 100
+        desk.clock.advance(60)
+        items = desk.sandboxes.run_cell(sandbox.sandbox_id, "print('on')\nwhile True: pass", principal=ALICE)
+        assert isinstance(await anext(items), OutputChunk)
+        desk.clock.advance(40)
+        with pytest.raises(SandboxLost):
+            async for _ in items:
+                pass
+        await until(lambda: desk.fakes.open_now == 0)
+        with pytest.raises(NotFound, match="max_seconds=100 s"):
+            await run(desk, sandbox, "1")
+        with pytest.raises(InvalidInput, match="max_sandboxes"):
+            await create(desk, model=SandboxModel("small", Limits(max_sandboxes=5)))
 
 
 async def test_a_caller_who_hangs_up_without_a_request_id_leaves_no_sandbox(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -110,6 +111,72 @@ async def test_one_turn_at_a_time_and_closing_ends_it(tmp_path: Path) -> None:
         assert "session was closed" in stopped.problem.message
         with pytest.raises(NotFound, match="closed"):
             await desk.runs.close_session(session.session_id, principal=ALICE)
+
+
+async def test_no_run_begins_in_a_session_that_is_being_closed(tmp_path: Path) -> None:
+    async with house(tmp_path, replies(FIRST, SECOND, SECOND, SECOND)) as desk:
+        await desk.ask("How long?", context=TEXT, keep_session_s=60)
+        (session,) = desk.runs.sessions(principal=ALICE)
+        desk.chat.gate.clear()
+        running = await desk.start("And one more?", session_id=session.session_id)
+        await desk.chat.until(lambda: desk.chat.in_flight == 1)
+        closing = asyncio.create_task(desk.runs.close_session(session.session_id, principal=ALICE))
+        tries = 0
+        while not closing.done():  # in each of its steps
+            tries += 1
+            with pytest.raises((Busy, NotFound)):
+                await desk.start("Another?", session_id=session.session_id)
+        await closing
+        assert tries > 0
+        assert (await desk.ended(running)).state is RunState.CANCELLED
+        assert desk.fakes.open_now == 0
+
+
+async def test_a_run_that_begins_while_its_session_is_closed_is_cancelled_and_not_broken(tmp_path: Path) -> None:
+    async with house(tmp_path, replies(FIRST, SECOND)) as desk:
+        await desk.ask("How long?", context=TEXT, keep_session_s=60)
+        (session,) = desk.runs.sessions(principal=ALICE)
+        desk.chat.gate.clear()
+        starting = asyncio.create_task(desk.start("And one more?", session_id=session.session_id))
+        await until(lambda: desk.runs.sessions(principal=ALICE)[0].busy)
+        await desk.runs.close_session(session.session_id, principal=ALICE)
+        run = await desk.ended(await starting)
+        assert run.state is RunState.CANCELLED
+        assert run.problem is not None
+        assert "session was closed" in run.problem.message
+
+
+async def test_what_a_caller_has_stored_is_bounded_uploads_under_way_too(tmp_path: Path) -> None:
+    async with house(tmp_path, lambda _: FIRST) as desk:
+        alice = Principal("alice", Quotas(max_stored_bytes=40_000))
+
+        async def store(data: bytes) -> ContextView:
+            header = ContextHeader(ContextKind.TEXT, len(data), hashlib.sha256(data).digest())
+            return await desk.runs.upload(header, _pieces(data, 1000), principal=alice)
+
+        results = await asyncio.gather(*(store(bytes([65 + n]) * 15_000) for n in range(5)), return_exceptions=True)
+        kept = [each for each in results if isinstance(each, ContextView)]
+        assert len(kept) == 2
+        assert all(isinstance(each, QuotaExceeded) for each in results if each not in kept)
+        await desk.runs.delete_context(kept[0].context_id, principal=alice)
+        await store(b"z" * 15_000)
+        run = await desk.ask("x" * 10_000, context=TEXT)  # runs are never refused for it, and count
+        with pytest.raises(QuotaExceeded, match="max_stored_bytes"):
+            await store(b"y")
+        await desk.runs.delete(run.run_id, principal=alice)
+        await store(b"y")
+
+
+async def test_an_upload_that_is_cancelled_at_its_first_step_leaves_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path, replies()) as desk:
+        for steps in range(8):
+            uploading = asyncio.create_task(upload(desk, b"some content"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            uploading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await uploading
+        assert [path.name for path in (tmp_path / "store.db.contexts").iterdir()] == []
 
 
 async def test_a_first_run_that_never_had_a_sandbox_leaves_no_session(tmp_path: Path) -> None:

@@ -24,19 +24,21 @@ ALLOWED: dict[str, set[str]] = {
     "loop_thread": set(),
     "tasks": set(),
     "held": set(),
+    "text": set(),
     "json_shape": {"errors"},
     "views": {"values", "config"},
-    "budget": WORDS,
+    "account": WORDS,
+    "budget": WORDS | {"account"},
     "rlm": WORDS,
-    "llm": WORDS | {"budget", "loop_thread", "config"},  # an edge too: programs use its client by itself
+    "llm": WORDS | {"text", "budget", "loop_thread", "config"},  # an edge too: programs use its client by itself
     "sandbox": WORDS | {"protocol", "tasks", "json_shape"},
-    "folds": WORDS,
+    "folds": WORDS | {"text"},
     "run_session": WORDS | {"held", "rlm"},
     "build": WORDS | ENGINE | {"config", "budget", "run_session", "folds"},
     "library": WORDS | {"build", "config", "folds", "held", "loop_thread"},
     # The service. What both ends must know lies beneath both: `views`, and `wire` for the messages.
-    "store": WORDS | {"views", "folds"},
-    "wire": WORDS | {"views", "config", "protocol"},
+    "store": WORDS | {"text", "views", "folds"},
+    "wire": WORDS | {"text", "views", "config", "protocol"},
     "telemetry": WORDS | {"folds"},
     "hosting": WORDS
     | {"views", "config", "tasks", "held", "json_shape", "budget", "folds"}

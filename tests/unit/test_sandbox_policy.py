@@ -11,6 +11,7 @@ from orchestrator.errors import InvalidInput
 from orchestrator.sandbox import policy as policy_module
 from orchestrator.sandbox.container_config import container_config
 from orchestrator.sandbox.engine import ContainerSpec
+from orchestrator.sandbox.engine_docker import _adapt_to_podman as adapt_to_podman
 from orchestrator.sandbox.policy import Policy, load_policy
 
 TEXT = Path(policy_module.__file__).with_name("policy.toml").read_text()
@@ -91,6 +92,19 @@ def test_the_engine_is_told_all_of_it() -> None:
     assert (mount["Target"], mount["ReadOnly"]) == ("/rlm", True)
     assert "Runtime" not in host
     assert "Devices" not in host
+
+
+def test_podman_is_told_the_same_where_it_differs_in_how_it_is_told(tmp_path: Path) -> None:
+    host = container_config(spec(load_policy()))["HostConfig"]
+    before = {each["Name"]: each for each in host["Ulimits"]}
+    adapt_to_podman({"HostConfig": host}, tmp_path, Path("/on/its/host"))
+    after = {each["Name"]: each for each in host["Ulimits"]}
+    # More than it may have itself would fail each start.
+    assert after == before | {"nproc": {"Name": "nproc", "Soft": 32_768, "Hard": 32_768}}
+    assert "nr_inodes" not in str(host["Tmpfs"])
+    (file,) = tmp_path.iterdir()
+    assert f"seccomp=/on/its/host/{file.name}" in host["SecurityOpt"]
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_profile_elsewhere_than_beside_the_policy_is_refused(tmp_path: Path) -> None:

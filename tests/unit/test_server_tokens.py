@@ -33,6 +33,8 @@ def test_an_entry_is_read_as_it_was_written(tmp_path: Path) -> None:
         "[[token]]\nname = 'a'",
         "[[token]]\nname = 'a'\nsha256 = 'short'",
         f"[[token]]\nname = 'a b'\nsha256 = '{'0' * 64}'",
+        f"[[token]]\nname = 'admin'\nsha256 = '{'0' * 64}'",  # whose runs are the socket's
+        f"[[token]]\nname = 'a'\nsha256 = '{'0' * 64}'\nmax_cost_usd = inf",
         f"[[token]]\nname = 'a'\nsha256 = '{'0' * 64}'\nmax_rums = 1",
         f"[[token]]\nname = 'a'\nsha256 = '{'0' * 64}'\n" * 2,
     ],

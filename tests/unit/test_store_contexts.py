@@ -102,6 +102,16 @@ def test_the_oldest_go_and_what_is_in_use_stays(path: Path) -> None:
         assert left == {contexts[0].context_id, contexts[2].context_id}
 
 
+def test_what_is_said_and_answered_counts_for_a_run_s_size(store: Store) -> None:
+    for number in range(1, 4):
+        store.put_run(sample.run(number, query="q" * 50_000, started_at=900.0 + number))
+        ended = sample.run(number, query="q" * 50_000, answer="a" * 50_000, ended_at=950.0, state=RunState.SUCCEEDED)
+        store.update_run(ended)
+    assert store.stored_bytes("alice") > 300_000
+    assert store.retention(RetentionLimits(max_bytes=250_000)).runs == 1
+    assert store.stored_bytes("bob") == 0
+
+
 def test_runs_go_by_age_by_number_and_by_size(store: Store) -> None:
     for number in range(1, 7):
         run = sample.run(number, started_at=900.0 + number)
@@ -121,7 +131,8 @@ def test_runs_go_by_age_by_number_and_by_size(store: Store) -> None:
     assert left() == [2, 3, 4, 5, 6]
     assert store.retention(RetentionLimits(max_runs=3)).runs == 1
     assert left() == [2, 4, 5, 6]
-    removed = store.retention(RetentionLimits(max_bytes=3000))
+    both = store.stored_bytes("alice") * 2 // 4
+    removed = store.retention(RetentionLimits(max_bytes=both))
     assert removed.runs == 2
     assert removed.bytes > 2000
     assert left() == [2, 6]

@@ -117,13 +117,22 @@ def test_what_is_introduced_as_a_secret_is_taken_out(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["sk-proj-abcdefgh12345", "ghp_" + "a1" * 18, "AKIAIOSFODNN7EXAMPLE", "hf_" + "x" * 30]
+    "text",
+    [
+        "sk-proj-abcdefgh12345",
+        "ghp_" + "a1" * 18,
+        "AKIAIOSFODNN7EXAMPLE",
+        "hf_" + "x" * 30,
+        "rlm_" + "a1-_" * 10 + "xyz",
+    ],
 )
 def test_what_has_a_secret_s_shape_is_taken_out(text: str) -> None:
     assert Redactor()(f"key {text}!") == f"key {REDACTED}!"
 
 
-@pytest.mark.parametrize("text", ["max_tokens=100", "https://host/a@b", "the bearer of news", "task-force-of-many", ""])
+@pytest.mark.parametrize(
+    "text", ["max_tokens=100", "https://host/a@b", "the bearer of news", "task-force-of-many", "rlm_model_cost_usd", ""]
+)
 def test_ordinary_text_stays(text: str) -> None:
     assert Redactor()(text) in (text, text.replace("of", REDACTED))
 
@@ -238,3 +247,12 @@ def test_a_run_that_failed_is_a_warning() -> None:
         script.start()
         script.end(outcome=Outcome.FAILED)
     assert json.loads(stream.getvalue().splitlines()[-1])["level"] == "warning"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "metrics.example.org", "::"])
+def test_metrics_are_not_told_beyond_this_machine_unless_that_is_meant(host: str) -> None:
+    with pytest.raises(InvalidInput, match="--metrics-in-the-clear"):
+        TelemetrySettings(metrics=Address(host, 9464))
+    assert TelemetrySettings(metrics=Address(host, 9464), metrics_in_the_clear=True).metrics is not None
+    for own in ("127.0.0.1", "::1", "localhost"):
+        assert TelemetrySettings(metrics=Address(own, 9464)).metrics is not None

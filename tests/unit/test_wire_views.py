@@ -117,6 +117,19 @@ def test_options_that_are_no_object_are_refused(text: str) -> None:
         chosen(run_pb2.RunSettings(model_options_json=text))
 
 
+@pytest.mark.parametrize("number", [2**70, -5])
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e300, -1e300])
+def test_a_run_that_no_message_can_hold_is_told_as_the_nearest_that_one_can(number: int, seconds: float) -> None:
+    spent = Spent(number, usage=Usage(number, number))
+    settings = RunSettings(cell_timeout_s=seconds, max_calls=number, max_depth=number, max_output_tokens=number)
+    view = replace(
+        VIEW, settings=settings, spent=spent, spent_by_depth={number: spent}, started_at=seconds, last_seq=number
+    )
+    message = run_pb2.Run.FromString(run_message(view).SerializeToString())
+    assert message.spent.calls == (2**64 - 1 if number > 0 else 0)
+    assert message.settings.max_depth == (2**32 - 1 if number > 0 else 0)
+
+
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e30])
 def test_a_time_that_is_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(InvalidInput, match="seconds"):
