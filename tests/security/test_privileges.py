@@ -86,13 +86,21 @@ async def test_P3_all_capability_sets_are_empty(roomy: Arena, control: Control, 
     found("0")
 
 
-async def test_P4_the_user_and_the_groups_are_nobodys(roomy: Arena, control: Control, found: Found) -> None:
-    status, user = await lines_of(roomy), str(golden(roomy, "user"))
-    assert load_policy().user.value == f"{user}:{user}"
-    assert set(status["Uid"].split()) == set(status["Gid"].split()) == {user}
+async def test_P4_the_user_and_the_group_are_nobodys_and_no_other_sandboxs(
+    roomy: Arena, control: Control, found: Found
+) -> None:
+    users, policy = golden(roomy, "users"), load_policy()
+    assert [policy.users.value.first, policy.users.value.count] == users
+    status = await lines_of(roomy)
+    [user] = set(status["Uid"].split())
+    assert int(user) in policy.users.value
+    assert set(status["Gid"].split()) == {user}
     assert set(status["Groups"].split()) <= {user}
+    async with roomy.sandboxes.open(None, None) as another:
+        others = eval((await another.run(STATUS)).stdout.text, {"__builtins__": {}})
+    assert user not in others["Uid"].split() + others["Gid"].split()
     assert "'Uid': '0 0 0 0'" in await control.says(STATUS)
-    found(user)
+    found("its own, from 0x70000000")
 
 
 async def test_P5_writable_places_are_those_of_the_golden_file(roomy: Arena, control: Control, found: Found) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,8 @@ def spec(policy: Policy) -> ContainerSpec:
         ("read_only_root]\nvalue = true", "read_only_root]\nvalue = false", "read_only_root"),
         ("no_new_privileges]\nvalue = true", "no_new_privileges]\nvalue = false", "no_new_privileges"),
         ("privileged]\nvalue = false", "privileged]\nvalue = true", "privileged"),
-        ('value = "65532:65532"', 'value = "0:0"', "user"),
+        ("first = 1879048192", "first = 0", "users"),
+        ("first = 1879048192", "first = 4294967296", "users"),
         ('["ALL"]', '["CHOWN"]', "capabilities_dropped"),
         ("oom_score_adj]\nvalue = 500", "oom_score_adj]\nvalue = -500", "oom_score_adj"),
         ("pids]\nvalue = 256", 'pids]\nvalue = "256"', "pids"),
@@ -71,7 +73,7 @@ def test_without_a_persons_limits_the_policy_stays_as_it_is() -> None:
 def test_the_engine_is_told_all_of_it() -> None:
     config = container_config(spec(load_policy()))
     host = config["HostConfig"]
-    assert config["User"] == "65532:65532"
+    assert config["User"] == "1879048192:1879048192"
     assert config["WorkingDir"] == "/"
     assert config["NetworkDisabled"]
     assert host["NetworkMode"] == "none"
@@ -85,12 +87,30 @@ def test_the_engine_is_told_all_of_it() -> None:
     assert host["LogConfig"]["Type"] == "none"
     assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
     assert {"Name": "core", "Soft": 0, "Hard": 0} in host["Ulimits"]
-    assert {"nosuid", "nodev"} <= set(host["Tmpfs"]["/tmp"].split(","))
+    assert {"nosuid", "nodev", "noexec"} <= set(host["Tmpfs"]["/tmp"].split(","))
+    for path in ("/dev/mqueue", "/dev/pts"):
+        assert "ro" in host["Tmpfs"][path].split(",")
+    assert "/proc/kcore" in host["MaskedPaths"]
+    assert "/proc/sys" in host["ReadonlyPaths"]
+    assert {"Name": "msgqueue", "Soft": 0, "Hard": 0} in host["Ulimits"]
     assert "Binds" not in host
     [mount] = host["Mounts"]
     assert (mount["Target"], mount["ReadOnly"]) == ("/rlm", True)
     assert "Runtime" not in host
     assert "Devices" not in host
+
+
+def test_sandboxes_that_follow_one_another_have_different_users_also_where_an_engine_has_few() -> None:
+    policy = load_policy()
+    for mapped in (False, True):
+        users = (policy.users_of_a_mapped_engine if mapped else policy.users).value
+        last = users.first + users.count - 1
+        told = [
+            container_config(replace(spec(policy), identity=identity, mapped_users=mapped))["User"]
+            for identity in range(users.count - 2, users.count + 1)
+        ]
+        assert told == [f"{last - 1}:{last - 1}", f"{last}:{last}", f"{users.first}:{users.first}"]
+        assert last < (65536 if mapped else 2**31), "the engine, or an int32, has no such user"
 
 
 def test_a_profile_elsewhere_than_beside_the_policy_is_refused(tmp_path: Path) -> None:
