@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,11 @@ class Listening:
 
 @asynccontextmanager
 async def listening(
-    runs: RunDesk, sandboxes: SandboxDesk, info: server_pb2.GetServerInfoResponse, settings: ListenSettings
+    runs: RunDesk,
+    sandboxes: SandboxDesk,
+    info: server_pb2.GetServerInfoResponse,
+    settings: ListenSettings,
+    weaknesses: Callable[[], Iterable[str]] = lambda: (),
 ) -> AsyncIterator[Listening]:
     """Serves for the block; then refuses new calls, and ends and awaits those under way.
 
@@ -133,7 +137,7 @@ async def listening(
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     run_pb2_grpc.add_RunServiceServicer_to_server(RunService(runs, settings.upload_idle_s), server)
     sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(SandboxService(sandboxes), server)
-    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(info), server)
+    server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(info, weaknesses), server)
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     bound = [_bind(server, address, settings.tls) for address in settings.addresses]
     await server.start()

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": WORDS | {"protocol", "tasks", "json_shape"},
     "folds": WORDS,
     "run_session": WORDS | {"held", "rlm"},
-    "build": WORDS | ENGINE | {"config", "budget", "run_session"},
+    "runtimes": WORDS | {"sandbox"},
+    "build": WORDS | ENGINE | {"config", "budget", "run_session", "runtimes"},
     "library": WORDS | {"build", "config", "folds", "held", "loop_thread"},
     # The service. What both ends must know lies beneath both: `views`, and `wire` for the messages.
     "store": WORDS | {"views", "folds"},
