@@ -72,9 +72,15 @@ async def test_C28_a_prompt_with_anothers_secret_is_text_and_nothing_more(no_lea
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_C25_the_agent_cannot_be_killed_by_the_code(small: Arena, found: Found) -> None:
-    """PID 1 of a namespace gets no signal from inside that it has not asked for."""
-    code = "import os, signal\nfor s in (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV): os.kill(1, s)\nprint('sent')"
+async def test_C25_no_signal_of_the_code_ends_the_agent(small: Arena, found: Found) -> None:
+    """PID 1 of a namespace gets no signal from inside that it has not asked for; nor by a descriptor that is ready."""
+    code = (
+        "import fcntl, os, signal\n"
+        "for s in (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGXCPU): os.kill(1, s)\n"
+        "r, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, 1); fcntl.fcntl(r, fcntl.F_SETSIG, signal.SIGKILL)\n"
+        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)\nos.write(w, b'x')\n"
+        "signal.pidfd_send_signal(os.pidfd_open(1), signal.SIGKILL)\nprint('sent')"
+    )
     outcome = await small.attack(code)
     if isinstance(outcome, CellResult):
         assert outcome.stdout.text == "sent\n"
