@@ -12,6 +12,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 
 def test_nothing_is_left_after_kills_at_random_moments(state_dir: Path) -> None:
-    report = run(6, state_dir, at_a_time=2)
+    report = run(7, state_dir, at_a_time=2)
     assert report.hung == 0, str(report)
     assert report.remains.total == 0, str(report)
