@@ -64,11 +64,10 @@ class Report:
 
     def __str__(self) -> str:
         kills = ", ".join(f"{victim} {count}" for victim, count in sorted(self.struck.items()))
-        left = ", ".join(f"{name.replace('_', ' ')} {getattr(self.remains, name)}" for name in Remains.__slots__)
         total = sum(self.struck.values())
         if not self.own_engine:
             kills += "; no engine of its own, so none was killed"
-        return f"{total} kills ({kills}; {self.missed} by substitution), hung {self.hung}; left: {left}"
+        return f"{total} kills ({kills}; {self.missed} by substitution), hung {self.hung}; left: {self.remains}"
 
 
 class Campaign:
@@ -223,15 +222,18 @@ def _run(
         except TimeoutError:
             pass  # counted below
         left = files_below(temporary) + [name for name in set(os.listdir("/tmp")) - elsewhere if "rlm" in name]
+        around = processes_around(campaign.containers)
+        strays = strays_in(state)
         remains = Remains(
             containers=len(containers_of_state(state)),
             processes=sum(alive(pid) for pid in campaign.pids),
-            runtime_processes=len(processes_around(campaign.containers)),
+            runtime_processes=len(around),
             directories=len(os.listdir(state.sandboxes)),
             owner_records=len(os.listdir(state.owners)),
             temporary_files=len(left),
-            state_files=len(strays_in(state)),
+            state_files=len(strays),
             upstream_calls=calls[-1],
+            names=(*around.values(), *left, *strays),
         )
     return Report(dict(campaign.struck), campaign.missed, campaign.hung, remains, engine is not None)
 

@@ -23,10 +23,18 @@ class Remains:
     temporary_files: int
     state_files: int
     upstream_calls: int
+    names: tuple[str, ...] = ()  # of the files, and of the processes around containers
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name)}" for name in _COUNTS)
+        return "\n  ".join([counts, *self.names])
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, name) for name in self.__slots__)
+        return sum(getattr(self, name) for name in _COUNTS)
+
+
+_COUNTS = tuple(name for name in Remains.__dataclass_fields__ if name != "names")
 
 
 def docker(*arguments: str) -> str:
@@ -49,17 +57,18 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def processes_around(containers: set[str]) -> set[int]:
+def processes_around(containers: set[str]) -> dict[int, str]:
     """Processes in the groups of these containers, and those that name one: shims, runsc's sandboxes and gofers."""
-    found = set()
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and alive(int(entry.name)):
             try:
-                told = (entry / "cgroup").read_text() + (entry / "cmdline").read_text("utf-8", "replace")
+                command = (entry / "cmdline").read_text("utf-8", "replace").replace("\0", " ")
+                told = (entry / "cgroup").read_text() + command
             except OSError:
                 continue  # it has ended
             if any(container in told for container in containers):
-                found.add(int(entry.name))
+                found[int(entry.name)] = f"{entry.name}: {command}"
     return found
 
 
