@@ -59,6 +59,9 @@ class DockerEngine:
         self._mapped_users: bool | None = None
         self._connecting = asyncio.Lock()
         self._starting: set[Future[None]] = set()
+        # By name, the ids of containers whose start failed, and of those listed last: they may have left processes.
+        self._failed: dict[str, str] = {}
+        self._listed: dict[str, str] = {}
 
     async def info(self) -> EngineInfo:
         return await self._call("info", _info_of)
@@ -93,8 +96,9 @@ class DockerEngine:
                     api.start(spec.name)
             except Exception:
                 # gVisor's processes outlive a create that failed half-way; a container that never ran has no others.
-                with contextlib.suppress(docker.errors.APIError):  # `destroy` is still to come
-                    api.remove_container(spec.name, force=True, v=True)
+                self._failed[spec.name] = created
+                with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
+                    api.remove_container(spec.name, force=True, v=True)  # `destroy` is still to come
                 end_runtime_processes(created)
                 raise
             if given_up.is_set():
@@ -132,18 +136,18 @@ class DockerEngine:
             try:
                 api.remove_container(name, force=True, v=True)
             except docker.errors.NotFound:
-                return
+                pass
             except docker.errors.APIError as error:
                 if _IMPROPER in str(error):
                     api.remove_container(name, force=True, v=True)
-                    return
-                if error.status_code != 409:
+                elif error.status_code != 409:
                     raise
-                # "removal of container ... is already in progress"
-                try:
-                    api.wait(name, timeout=30, condition="removed")
-                except docker.errors.NotFound:
-                    return
+                else:
+                    # "removal of container ... is already in progress"
+                    with contextlib.suppress(docker.errors.NotFound):
+                        api.wait(name, timeout=30, condition="removed")
+            if (identifier := self._failed.pop(name, None) or self._listed.pop(name, None)) is not None:
+                end_runtime_processes(identifier)
 
         await self._call("remove", remove)
 
@@ -152,6 +156,7 @@ class DockerEngine:
 
         def list_them(api: docker.APIClient) -> list[OwnedContainer]:
             found = api.containers(all=True, filters={"label": f"{STATE_LABEL}={state_id}"})
+            self._listed = {entry["Names"][0].lstrip("/"): entry["Id"] for entry in found if entry["Names"]}
             return [
                 OwnedContainer(
                     name=entry["Names"][0].lstrip("/") if entry["Names"] else entry["Id"],
