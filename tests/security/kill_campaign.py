@@ -88,10 +88,13 @@ class Campaign:
     def victims(self) -> list[str]:
         return [*VICTIMS, *(ENGINES if self._engine is not None else ())]
 
+    def victim(self, number: int) -> str:
+        return self.victims[(self._seed + number) % len(self.victims)]
+
     def shot(self, number: int) -> None:
         chance = random.Random(self._seed + number)
         # In turn, so that a short campaign has them all; the moment is left to chance.
-        victim = self.victims[(self._seed + number) % len(self.victims)]
+        victim = self.victim(number)
         with ExitStack() as stack:
             environ = dict(self._environ)
             if self._engine is not None:
@@ -199,12 +202,13 @@ def _run(
     kills: int, state: StateDir, image: str, temporary: Path, engine: PrivateEngine | None, at_a_time: int, seed: int
 ) -> Report:
     policy: Policy = constant(_CODE)
-    elsewhere = set(os.listdir("/tmp"))
     with ScriptedServerThread({"depth-0": policy, "depth-1": policy, "leaf": always(Hang())}) as server:
         environ = {**environment(server.base_url, 2), "RLM_IMAGE": image}
         campaign = Campaign(state, environ, seed, engine)
+        # Those at the engine come last: each of them strikes all commands that run, and would leave the others nothing.
+        numbers = sorted(range(kills), key=lambda number: campaign.victim(number) in ENGINES)
         with ThreadPoolExecutor(at_a_time) as pool:
-            list(pool.map(campaign.shot, range(kills)))
+            list(pool.map(campaign.shot, numbers))
         until = time.monotonic() + _REAPERS_S
         while any(alive(pid) for pid in campaign.pids) and time.monotonic() < until:
             time.sleep(0.5)
@@ -221,7 +225,7 @@ def _run(
             server.wait_for(none_in_flight, timeout_s=10)
         except TimeoutError:
             pass  # counted below
-        left = files_below(temporary) + [name for name in set(os.listdir("/tmp")) - elsewhere if "rlm" in name]
+        left = files_below(temporary)
         around = processes_around(campaign.containers)
         strays = strays_in(state)
         remains = Remains(
