@@ -36,6 +36,7 @@ from tests.security.private_engine import PrivateEngine, can_be_had, private_eng
 from tests.security.remains import (
     Remains,
     alive,
+    born,
     children_of,
     containers_of_state,
     docker,
@@ -81,12 +82,17 @@ class Campaign:
         self._lock = threading.Lock()
         self.struck: Counter[str] = Counter()
         self.missed = self.hung = 0
-        self.pids: set[int] = set()
+        self.processes: dict[int, str] = {}  # by id, when each was born: ids come again
         self.containers: set[str] = set()
 
     @property
     def victims(self) -> list[str]:
         return [*VICTIMS, *(ENGINES if self._engine is not None else ())]
+
+    def living(self) -> list[str]:
+        """Orchestrators and reapers that have not ended."""
+        there = [pid for pid, when in self.processes.items() if when and alive(pid) and born(pid) == when]
+        return [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in there]
 
     def victim(self, number: int) -> str:
         return self.victims[(self._seed + number) % len(self.victims)]
@@ -118,7 +124,7 @@ class Campaign:
         reaper = _found(lambda: reaper_of(process.pid))
         seen = containers_of_state(self._state)
         with self._lock:
-            self.pids |= {process.pid} | ({reaper} if reaper else set())
+            self.processes |= {pid: born(pid) for pid in (process.pid, reaper) if pid}
             self.containers |= seen
         target = self._inside(victim, seen - before, chance)
         if victim in ("agent", "worker") and target is None:
@@ -210,7 +216,7 @@ def _run(
         with ThreadPoolExecutor(at_a_time) as pool:
             list(pool.map(campaign.shot, numbers))
         until = time.monotonic() + _REAPERS_S
-        while any(alive(pid) for pid in campaign.pids) and time.monotonic() < until:
+        while campaign.living() and time.monotonic() < until:
             time.sleep(0.5)
         # The next start cleans up after those whose reaper was killed too.
         last = [sys.executable, "-m", "orchestrator.cli", "exec", "-"]
@@ -230,14 +236,14 @@ def _run(
         strays = strays_in(state)
         remains = Remains(
             containers=len(containers_of_state(state)),
-            processes=sum(alive(pid) for pid in campaign.pids),
+            processes=len(living := campaign.living()),
             runtime_processes=len(around),
             directories=len(os.listdir(state.sandboxes)),
             owner_records=len(os.listdir(state.owners)),
             temporary_files=len(left),
             state_files=len(strays),
             upstream_calls=calls[-1],
-            names=(*around.values(), *left, *strays),
+            names=(*living, *around.values(), *left, *strays),
         )
     return Report(dict(campaign.struck), campaign.missed, campaign.hung, remains, engine is not None)
 

@@ -6,11 +6,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UP_S = 60.0
@@ -44,7 +45,15 @@ class PrivateEngine:
                 [*command, f"--root={root}/containerd", f"--state={root}/run"], "containerd.log"
             )
         (root / "docker.pid").unlink(missing_ok=True)
-        command = ["dockerd", f"--config-file={root}/daemon.json", f"--host={self.host}", "--bridge=none"]
+        # In a network of its own: an engine without a bridge removes the one that is there by the usual name, docker0.
+        command = [
+            "unshare",
+            "--net",
+            "dockerd",
+            f"--config-file={root}/daemon.json",
+            f"--host={self.host}",
+            "--bridge=none",
+        ]
         command += [f"--containerd={root}/containerd.sock", f"--data-root={root}/data", f"--exec-root={root}/exec"]
         command += [f"--pidfile={root}/docker.pid", "--iptables=false", "--ip6tables=false"]
         self._engine = self._run(command, "log")
@@ -103,13 +112,30 @@ def private_engine(image: str) -> Iterator[PrivateEngine]:
         yield engine
     finally:
         engine.stop()
+        # Shims outlive their containerd. The folder's name is drawn anew each time: nobody else's process names it.
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and _names(entry, root):
+                with suppress(ProcessLookupError):
+                    os.kill(int(entry.name), signal.SIGKILL)
         for mount in reversed(_mounts_below(root)):
             subprocess.run(["umount", "--lazy", mount], check=False)
         shutil.rmtree(root, ignore_errors=True)
 
 
 def can_be_had() -> bool:
-    return os.geteuid() == 0 and shutil.which("dockerd") is not None and shutil.which("containerd") is not None
+    return (
+        os.geteuid() == 0
+        and shutil.which("unshare") is not None
+        and shutil.which("dockerd") is not None
+        and shutil.which("containerd") is not None
+    )
+
+
+def _names(entry: Path, root: Path) -> bool:
+    try:
+        return f"{root}/" in (entry / "cmdline").read_text("utf-8", "replace")
+    except OSError:
+        return False  # it has ended
 
 
 def _mounts_below(root: Path) -> list[str]:
