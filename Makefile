@@ -91,9 +91,9 @@ test-unit: setup ## run the tests that need no engine
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit
 
 .PHONY: fuzz
-fuzz: setup ## fuzz what is parsed of a guest and of a model (FUZZ_SECONDS=300 for each target; needs the extra fuzz)
+fuzz: setup ## fuzz what is parsed of guests, clients, models and files (FUZZ_SECONDS=300 for each target; needs the extra fuzz)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || EXTRAS=dev,fuzz $(STEP) 'fuzz: install atheris' .ci/setup
-	@for target in wire frames replies; do \
+	@for target in $(patsubst tests/fuzz/fuzz_%.py,%,$(wildcard tests/fuzz/fuzz_*.py)); do \
 	  $(BIN)/python -m "tests.fuzz.fuzz_$$target" -max_total_time=$(or $(FUZZ_SECONDS),300) -max_len=4096; \
 	done
 

@@ -38,9 +38,10 @@ from orchestrator.rlm.iterations import iterations_at
 from orchestrator.rlm.leaf import Leaf
 from orchestrator.rlm.session import CellQuestions
 from orchestrator.run_session import RunSession
-from orchestrator.sandbox import self_check
+from orchestrator.runtimes import Runtimes
 from orchestrator.sandbox.context_store import FileContextStore
-from orchestrator.sandbox.factory import DockerSandboxes
+from orchestrator.sandbox.factory import DockerSandboxes, SandboxesOfRuntime
+from orchestrator.sandbox.self_check import Findings
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.seams import Answer, ChatModel, ContextStore, LanguageModel, Sandbox, SandboxFactory
 from orchestrator.values import Completion, Context, Deadline, Prompt, RunResult
@@ -71,6 +72,7 @@ class Orchestrator:
         stack: AsyncExitStack,
         occupancy: Callable[[], Occupancy] = lambda: Occupancy(0, 0),
         warm_up: Callable[[int], None] = lambda _: None,
+        of_runtime: Callable[[str | None], SandboxesOfRuntime] | None = None,
     ) -> None:
         self.config = config
         self.sandboxes = sandboxes
@@ -78,7 +80,7 @@ class Orchestrator:
         self.cleaned = tuple(cleaned)
         self.occupancy = occupancy
         self._warm_up = warm_up
-        self.weaknesses: tuple[str, ...] = ()  # what `check_sandboxes` let pass
+        self._runtimes = Runtimes(config.runtime, sandboxes, of_runtime)
         self._stack = stack
         self._clients: dict[tuple[str | None, str | None], OpenAIClient] = {}
         self._throttle = Throttle(config.max_concurrent)
@@ -109,11 +111,14 @@ class Orchestrator:
         settings = settings or self.config
         self._check(query, settings)
         budget = Budget(settings.limits, share)
-        if session is None or not session.opened:
+        sandboxes = await self._runtimes.sandboxes(settings.runtime)
+        if session is not None:
+            session.use(sandboxes, None if self._runtimes.is_usual(settings.runtime) else settings.runtime)
+        if (session is None or not session.opened) and sandboxes is self.sandboxes:
             # The root's container starts while the SDK is imported and the context written. Not a child's too: it would
             # compete with the root's, and can start later, while the child's own model thinks.
             self._warm_up(min(1, self.config.pool_max))
-        model = await self._compose(settings, budget, session)
+        model = await self._compose(settings, budget, sandboxes, session)
         name = run_id or new_run_id()
         if session is not None and (news := session.take_news()):
             query = f"{query}\n\n{news}"
@@ -128,10 +133,22 @@ class Orchestrator:
     async def check_sandboxes(self, *, allow_weaker: bool = False) -> None:
         """Attacks a sandbox of this host from inside; what it may not hold is in `weaknesses` afterwards.
 
+        From then on, another runtime that a run asks for is attacked likewise before its first use, and has to be
+        gVisor's: who calls a service does not choose less than its operator did.
+
         Raises `SandboxUnavailable`, naming the probes, where sandboxes do not hold what they must, unless that is
         allowed.
         """
-        self.weaknesses = await self_check.require_safe(self.sandboxes, allow_weaker=allow_weaker)
+        await self._runtimes.check(allow_weaker=allow_weaker)
+
+    async def probe_sandboxes(self) -> Findings:
+        """The same attacks, for a person: nothing is refused. Raises `SandboxUnavailable`, `SandboxLost`."""
+        return await self._runtimes.probe()
+
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """What `check_sandboxes`, and the checks of further runtimes, let pass."""
+        return self._runtimes.weaknesses
 
     @asynccontextmanager
     async def sandbox(self, context: object = None, answer: Answer | None = None) -> AsyncIterator[Sandbox]:
@@ -161,6 +178,7 @@ class Orchestrator:
     def check(self, query: str, settings: RunSettings) -> None:
         """Raises `InvalidInput` for a run that could not even begin."""
         self._check(query, settings)
+        self._runtimes.check_choice(settings.runtime)
 
     async def _run(
         self,
@@ -223,13 +241,15 @@ class Orchestrator:
                 f"Set RLM_CAPACITY={settings.max_depth} or more, or a smaller depth.",
             )
 
-    async def _compose(self, settings: RunSettings, budget: Budget, session: RunSession | None = None) -> LanguageModel:
+    async def _compose(
+        self, settings: RunSettings, budget: Budget, factory: SandboxFactory, session: RunSession | None = None
+    ) -> LanguageModel:
         chats = [await self._chat(settings, depth, budget) for depth in range(settings.max_depth + 1)]
         leaves = [Leaf(chat, self.contexts, MAX_LEAF_CONTEXT_BYTES) for chat in chats]
         model: LanguageModel = leaves[settings.max_depth]
         for depth in reversed(range(settings.max_depth)):
             kept = session if depth == 0 else None
-            sandboxes: SandboxFactory = kept or self.sandboxes
+            sandboxes: SandboxFactory = kept or factory
             if kept is None or not kept.opened:
                 sandboxes = _Budgeted(sandboxes, budget, depth)
             model = RLM(
@@ -320,6 +340,7 @@ async def open_orchestrator(config: Config) -> AsyncIterator[Orchestrator]:
             stack,
             lambda: Occupancy(sandboxes.in_use, sandboxes.idle),
             sandboxes.warm_up,
+            sandboxes.of,
         )
 
 

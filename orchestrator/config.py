@@ -85,6 +85,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
         float, _setting("a cell's running time; waiting for answers is not counted", gt=0, le=_MOST_S)
     ] = 120.0
 
+    # its sandboxes
+    runtime: Annotated[
+        str | None,
+        _setting("the container runtime, for example runsc; the host's, or else the engine's own, when unset"),
+    ] = None
+
     # the whole tree
     max_calls: Annotated[_Count | None, _setting("model calls of a whole run")] = None
     max_tokens: Annotated[_Count | None, _setting("tokens of a whole run, input and output")] = None
@@ -132,9 +138,6 @@ class Config(RunSettings, frozen=True, kw_only=True):
     image: Annotated[str, _setting("the sandbox image: a tag, resolved once, or an ID", min_length=1)] = (
         "rlm-sandbox:latest"
     )
-    runtime: Annotated[
-        str | None, _setting("the container runtime, for example runsc; the engine's own when unset")
-    ] = None
     memory_mib: Annotated[int, _setting("memory of one sandbox, in MiB", ge=64)] = 2048
     cpus: Annotated[float, _setting("processors of one sandbox", gt=0)] = 1.0
     pids: Annotated[int, _setting("processes and threads of one sandbox", ge=32)] = 256

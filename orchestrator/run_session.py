@@ -27,6 +27,7 @@ class RunSession:
 
     def __init__(self, sandboxes: SandboxFactory, height: int) -> None:
         self._sandboxes = sandboxes
+        self._runtime: str | None = None
         self._height = height
         self._held: Held[Sandbox] | None = None
         self._answer: Answer | None = None
@@ -38,6 +39,15 @@ class RunSession:
     def opened(self) -> bool:
         """Whether there is a sandbox: without one there is nothing to go on with."""
         return self._held is not None
+
+    def use(self, sandboxes: SandboxFactory, runtime: str | None) -> None:
+        """Where its sandbox comes from: the first run decides. Raises `InvalidInput` for another `runtime` later; None
+        is no wish.
+        """
+        if self._held is None:
+            self._sandboxes, self._runtime = sandboxes, runtime
+        elif runtime is not None and runtime != self._runtime:
+            raise InvalidInput("runtime", "cannot change within a session.", "Leave it out, or begin a new session.")
 
     @asynccontextmanager
     async def open(self, context: Context | None, answer: Answer | None, *, height: int = 0) -> AsyncIterator[Sandbox]:

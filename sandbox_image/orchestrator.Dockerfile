@@ -5,7 +5,7 @@ ARG BASE=python:3.11-slim-bookworm
 # hadolint ignore=DL3006
 FROM ${BASE}
 
-# The user is none of a sandbox's (65532): code that escapes from one has no claim on the state directory.
+# The user is none of a sandbox's (policy.toml has their range): code that escapes from one has no claim on the state directory.
 # A volume that is first mounted at one of these takes on its owner and mode, which the service insists on.
 RUN set -eu; \
     python=$(command -v python3); \

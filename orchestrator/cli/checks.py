@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 _LOW_DISK_BYTES = 2 << 30
 _API_TIMEOUT_S = 10.0
-# The first releases without CVE-2025-31133, -52565 and -52881: a container in the making can be led out of its root.
-_FIXED_RUNC = {(1, 2): (1, 2, 8), (1, 3): (1, 3, 3)}
-_OLDEST_FIXED_RUNC = (1, 2, 8)
 
 
 class Status(StrEnum):
@@ -56,7 +52,6 @@ async def findings(services: Services, *, online: bool, probe: bool = False) -> 
             yield finding
     if probe:
         yield await _probes(services, config)
-    yield _runc(await _runc_version())
     yield _memory(config)
     yield _key(config)
     if online:
@@ -70,11 +65,12 @@ async def _engine_findings(config: Config, engine: Engine) -> AsyncIterator[Find
         yield Finding("engine", Status.FAILED, error.what, error.remedy)
         yield _disk(config)
         return
-    yield Finding(
-        "engine",
-        Status.OK,
-        f"Docker {info.version}, API {info.api_version}, cgroup v{info.cgroup_version}{_address(info)}",
-    )
+    facts = f", API {info.api_version}, cgroup v{info.cgroup_version}{_address(info)}"
+    judged = _release("engine", info.version)
+    yield Finding("engine", judged.status, f"Docker {judged.text}{facts}", judged.remedy)
+    for component in ("containerd", "runc"):
+        if version := info.components.get(component):
+            yield _release(component, version)
     yield _runtime(config, info)
     yield _confinement(info)
     try:
@@ -87,20 +83,17 @@ async def _engine_findings(config: Config, engine: Engine) -> AsyncIterator[Find
 
 
 async def _probes(services: Services, config: Config) -> Finding:
-    from orchestrator.sandbox import self_check
-
     try:
-        async with services.open(config) as orchestrator, orchestrator.sandbox() as sandbox:
-            found = await self_check.probe_in(sandbox)
+        async with services.open(config) as orchestrator:
+            found = await orchestrator.probe_sandboxes()
     except RLMError as error:
         return Finding("probes", Status.FAILED, str(error), "Mend what stands above first.")
-    count = len(self_check.PROBES)
     if found.mandatory:
         remedy = "See docs/security.md. A service refuses to start so, unless told --allow-weaker."
         return Finding("probes", Status.FAILED, f"not so is that {'; '.join(found.weaknesses)}", remedy)
     if found.other:
         return Finding("probes", Status.WARNING, f"not so is that {'; '.join(found.other)}", "See docs/security.md")
-    return Finding("probes", Status.OK, f"{count} attacks from inside a sandbox have failed")
+    return Finding("probes", Status.OK, f"{found.tried} attacks from inside a sandbox have failed")
 
 
 def _address(info: EngineInfo) -> str:
@@ -190,35 +183,20 @@ async def _leftovers(config: Config, engine: Engine) -> Finding:
     return Finding("leftovers", Status.OK, text)
 
 
-async def _runc_version() -> str | None:
-    """The version of this host's runc; None when there is none to ask."""
-    program = shutil.which("runc") or shutil.which("runc", path="/usr/sbin:/usr/local/sbin:/sbin")
-    if program is None:
-        return None
-    try:
-        process = await asyncio.create_subprocess_exec(
-            program, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        async with asyncio.timeout(10):
-            output, _ = await process.communicate()
-    except (OSError, TimeoutError):
-        return None
-    match = re.search(rb"runc version (\S+)", output)
-    return match[1].decode("ascii", "replace") if match else None
+def _release(component: str, version: str) -> Finding:
+    from orchestrator.sandbox.releases import outdated
 
-
-def _runc(version: str | None) -> Finding:
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
-    if version is None or numbers is None:
-        return Finding("runc", Status.OK, "not found on this host (the engine may be elsewhere): not checked")
-    found = (int(numbers[1]), int(numbers[2]), int(numbers[3]))
-    if found >= _FIXED_RUNC.get(found[:2], _OLDEST_FIXED_RUNC):
-        return Finding("runc", Status.OK, version)
+    if (lacks := outdated(component, version)) is None:
+        return Finding(component, Status.OK, version)
+    fixed = ", ".join(".".join(map(str, numbers)) for numbers in sorted(lacks.branches.values()))
+    remedy = f"Update {component} to one of {fixed} or newer"
+    if component == "runc":
+        remedy += ", or use gVisor: RLM_RUNTIME=runsc"
     return Finding(
-        "runc",
+        component,
         Status.WARNING,
-        f"{version} has known container escapes, unless your distribution patched it (CVE-2025-31133 and others)",
-        "Update runc to 1.2.8, 1.3.3 or newer, or use gVisor: RLM_RUNTIME=runsc",
+        f"{version} {lacks.what}, unless your distribution patched it ({lacks.cves})",
+        f"{remedy}.",
     )
 
 

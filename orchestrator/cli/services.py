@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config
     from orchestrator.events import Sink
     from orchestrator.sandbox.engine import Engine
+    from orchestrator.sandbox.self_check import Findings
     from orchestrator.seams import OutputSink
     from orchestrator.values import CellResult, Ending, Spent
 
@@ -60,8 +61,14 @@ class Orchestrating(Protocol):
     def sandbox(self, context: object = None) -> AbstractAsyncContextManager[Cells]: ...
 
 
+class Local(Orchestrating, Protocol):
+    """One of this process: it can also be looked at."""
+
+    async def probe_sandboxes(self) -> Findings: ...
+
+
 @asynccontextmanager
-async def _open(config: Config) -> AsyncIterator[Orchestrating]:
+async def _open(config: Config) -> AsyncIterator[Local]:
     from orchestrator.build import open_orchestrator
 
     async with open_orchestrator(config) as orchestrator:
@@ -104,7 +111,7 @@ async def connected(server: str, environ: Mapping[str, str]) -> AsyncIterator[Cl
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    open: Callable[[Config], AbstractAsyncContextManager[Orchestrating]] = _open
+    open: Callable[[Config], AbstractAsyncContextManager[Local]] = _open
     engine: Callable[[], AbstractAsyncContextManager[Engine]] = _engine
     connect: Callable[[str, Mapping[str, object], Mapping[str, str]], AbstractAsyncContextManager[Orchestrating]] = (
         _connect

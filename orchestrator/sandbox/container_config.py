@@ -1,14 +1,19 @@
-"""The policy in the words of the Docker Engine API (ContainerCreate). Pure."""
+"""The policy in the words of the Docker Engine API (ContainerCreate)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from orchestrator.sandbox.engine import ContainerSpec
 from orchestrator.sandbox.policy import ENGINE_DEFAULT, Policy
 
+_PROFILE_FILE = "seccomp.json"
+_PODMAN_PROCESSES = 32_768  # what its own service allows itself
 _MIB = 1024 * 1024
+# Nothing is in it, and nothing can be put there.
+_EMPTY = "ro,nosuid,nodev,noexec,size=4k,nr_inodes=1,mode=0555"
 
 
 def container_config(spec: ContainerSpec) -> dict[str, Any]:
@@ -16,7 +21,7 @@ def container_config(spec: ContainerSpec) -> dict[str, Any]:
     policy = spec.policy
     return {
         "Image": spec.image_id,
-        "User": policy.user.value,
+        "User": (policy.users_of_a_mapped_engine if spec.mapped_users else policy.users).value.user_of(spec.identity),
         "WorkingDir": policy.workdir.value,
         "Env": [f"{name}={value}" for name, value in sorted(spec.environment.items())],
         "Labels": dict(spec.labels),
@@ -43,7 +48,9 @@ def _host_config(policy: Policy, directory: Path, propagation: str) -> dict[str,
         "Privileged": policy.privileged.value,
         "SecurityOpt": _security_options(policy),
         "ReadonlyRootfs": policy.read_only_root.value,
-        "Tmpfs": {tmp.path: ",".join(tmp_options)},
+        "Tmpfs": {tmp.path: ",".join(tmp_options), **dict.fromkeys(policy.closed_mounts.value, _EMPTY)},
+        "MaskedPaths": list(policy.masked_paths.value),
+        "ReadonlyPaths": list(policy.read_only_paths.value),
         "ShmSize": policy.shm_mib.value * _MIB,
         "Memory": memory,
         "MemorySwap": memory,
@@ -54,6 +61,8 @@ def _host_config(policy: Policy, directory: Path, propagation: str) -> dict[str,
             _ulimit("nofile", policy.open_files.value),
             _ulimit("core", policy.core_bytes.value),
             _ulimit("memlock", policy.locked_memory_bytes.value),
+            _ulimit("sigpending", policy.pending_signals.value),
+            _ulimit("msgqueue", policy.message_queue_bytes.value),
         ],
         "OomScoreAdj": policy.oom_score_adj.value,
         "OomKillDisable": False,
@@ -87,3 +96,25 @@ def _security_options(policy: Policy) -> list[str]:
 
 def _ulimit(name: str, value: int) -> dict[str, Any]:
     return {"Name": name, "Soft": value, "Hard": value}
+
+
+def adapt_to_podman(config: dict[str, Any], here: Path, there: Path) -> None:
+    """Podman reads a profile from a file only, and knows no limit on inodes: memory bounds them there.
+
+    Where a request says nothing of a user's processes it asks for a million, which takes CAP_SYS_RESOURCE where it may
+    have fewer itself. What bounds a sandbox's processes is its cgroup; this counts those of one user.
+    """
+    host = config["HostConfig"]
+    host["Ulimits"] = [*host["Ulimits"], _ulimit("nproc", _PODMAN_PROCESSES)]
+    host["Tmpfs"] = {
+        path: ",".join(option for option in options.split(",") if not option.startswith("nr_inodes="))
+        for path, options in host["Tmpfs"].items()
+    }
+    for index, option in enumerate(host["SecurityOpt"]):
+        name, _, profile = option.partition("=")
+        if name == "seccomp":
+            # The sandbox's own directory: it goes with the sandbox, and the guest's user cannot read this file.
+            descriptor = os.open(here / _PROFILE_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(profile)
+            host["SecurityOpt"][index] = f"seccomp={there / _PROFILE_FILE}"

@@ -26,6 +26,8 @@ class ContainerSpec:
     directory: Path  # of the host, mounted read-only
     environment: Mapping[str, str]
     labels: Mapping[str, str]
+    identity: int = 0  # of each live sandbox another: it decides the user that it runs as
+    mapped_users: bool = False  # the engine has a user namespace of its own, with fewer users
     propagation: str = "private"  # of mounts that the host makes in `directory` later; never from the container
 
 
@@ -53,8 +55,14 @@ class EngineInfo:
     default_runtime: str
     security_options: tuple[str, ...]
     address: str
+    components: Mapping[str, str] = field(default_factory=dict)  # their versions: containerd, runc
     # How each gVisor runtime was registered; other runtimes are not in it.
     runtime_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def maps_users(self) -> bool:
+        """Whether it has a user namespace of its own, and so fewer users."""
+        return any(option.startswith(("name=rootless", "name=userns")) for option in self.security_options)
 
 
 class Engine(Protocol):

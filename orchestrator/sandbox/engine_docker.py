@@ -21,7 +21,7 @@ import docker.utils
 import requests
 
 from orchestrator.errors import SandboxUnavailable
-from orchestrator.sandbox.container_config import container_config
+from orchestrator.sandbox.container_config import adapt_to_podman, container_config
 from orchestrator.sandbox.engine import (
     OWNER_LABEL,
     STATE_LABEL,
@@ -30,14 +30,13 @@ from orchestrator.sandbox.engine import (
     EngineInfo,
     OwnedContainer,
 )
+from orchestrator.sandbox.engine_complaints import check_warnings, refusal
 from orchestrator.sandbox.host_paths import HostPath, host_paths, own_container
 from orchestrator.sandbox.runtime_processes import end_runtime_processes
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _THREADS = 16
-_PROFILE_FILE = "seccomp.json"
-_PODMAN_PROCESSES = 32_768  # what its own service allows itself
 _IMPROPER = "container state improper"  # Podman: it ended by itself while it was being ended
 # The engine demands it for what is below its own root, as volumes are. Nothing goes from the container to the host.
 _BELOW_ENGINE_ROOT = "rslave"
@@ -57,28 +56,15 @@ class DockerEngine:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
         self._client: docker.APIClient | None = None
         self._podman: bool | None = None
+        self._mapped_users: bool | None = None
         self._connecting = asyncio.Lock()
         self._starting: set[Future[None]] = set()
+        # By name, the ids of containers whose start failed, and of those listed last: they may have left processes.
+        self._failed: dict[str, str] = {}
+        self._listed: dict[str, str] = {}
 
     async def info(self) -> EngineInfo:
-        def ask(api: docker.APIClient) -> EngineInfo:
-            found, version = api.info(), api.version()
-            return EngineInfo(
-                version=version.get("Version", ""),
-                api_version=version.get("ApiVersion", ""),
-                cgroup_version=str(found.get("CgroupVersion", "1")),
-                runtimes=tuple(sorted(found.get("Runtimes") or {})),
-                default_runtime=found.get("DefaultRuntime", ""),
-                security_options=tuple(found.get("SecurityOptions") or ()),
-                address=api.base_url,
-                runtime_arguments={
-                    name: tuple(runtime.get("runtimeArgs") or ())
-                    for name, runtime in (found.get("Runtimes") or {}).items()
-                    if "runsc" in name or "runsc" in runtime.get("path", "")
-                },
-            )
-
-        return await self._call("info", ask)
+        return await self._call("info", _info_of)
 
     async def resolve_image(self, image: str) -> str:
         """See `Engine.resolve_image`."""
@@ -101,15 +87,18 @@ class DockerEngine:
             on_host = self._on_host(api, spec)
             config = container_config(on_host)
             if self._is_podman(api):
-                _adapt_to_podman(config, spec.directory, on_host.directory)
-            created = str(api.create_container_from_config(config, spec.name)["Id"])
+                adapt_to_podman(config, spec.directory, on_host.directory)
+            answer = api.create_container_from_config(config, spec.name)
+            created = str(answer["Id"])
             try:
+                check_warnings(answer.get("Warnings") or ())
                 if not given_up.is_set():
                     api.start(spec.name)
             except Exception:
                 # gVisor's processes outlive a create that failed half-way; a container that never ran has no others.
-                with contextlib.suppress(docker.errors.APIError):  # `destroy` is still to come
-                    api.remove_container(spec.name, force=True, v=True)
+                self._failed[spec.name] = created
+                with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
+                    api.remove_container(spec.name, force=True, v=True)  # `destroy` is still to come
                 end_runtime_processes(created)
                 raise
             if given_up.is_set():
@@ -147,18 +136,18 @@ class DockerEngine:
             try:
                 api.remove_container(name, force=True, v=True)
             except docker.errors.NotFound:
-                return
+                pass
             except docker.errors.APIError as error:
                 if _IMPROPER in str(error):
                     api.remove_container(name, force=True, v=True)
-                    return
-                if error.status_code != 409:
+                elif error.status_code != 409:
                     raise
-                # "removal of container ... is already in progress"
-                try:
-                    api.wait(name, timeout=30, condition="removed")
-                except docker.errors.NotFound:
-                    return
+                else:
+                    # "removal of container ... is already in progress"
+                    with contextlib.suppress(docker.errors.NotFound):
+                        api.wait(name, timeout=30, condition="removed")
+            if (identifier := self._failed.pop(name, None) or self._listed.pop(name, None)) is not None:
+                end_runtime_processes(identifier)
 
         await self._call("remove", remove)
 
@@ -167,6 +156,7 @@ class DockerEngine:
 
         def list_them(api: docker.APIClient) -> list[OwnedContainer]:
             found = api.containers(all=True, filters={"label": f"{STATE_LABEL}={state_id}"})
+            self._listed = {entry["Names"][0].lstrip("/"): entry["Id"] for entry in found if entry["Names"]}
             return [
                 OwnedContainer(
                     name=entry["Names"][0].lstrip("/") if entry["Names"] else entry["Id"],
@@ -208,8 +198,9 @@ class DockerEngine:
             ) from None
 
     def _on_host(self, api: docker.APIClient, spec: ContainerSpec) -> ContainerSpec:
-        """With the directory as the engine calls it."""
+        """With the directory as the engine calls it, and of users that the engine has."""
         directory = Path(os.path.realpath(spec.directory))
+        spec = dataclasses.replace(spec, mapped_users=self._maps_users(api))
         if self._host_paths is None:
             self._host_paths = _mounts_of_own_container(api)
         if not self._host_paths:
@@ -222,6 +213,11 @@ class DockerEngine:
             f"the engine cannot mount {directory} into sandboxes: it is inside the orchestrator's own container.",
             "Mount a volume or a directory of the host there (docker run -v NAME:PATH), with RLM_STATE_DIR below it.",
         )
+
+    def _maps_users(self, api: docker.APIClient) -> bool:
+        if self._mapped_users is None:
+            self._mapped_users = _info_of(api).maps_users
+        return self._mapped_users
 
     def _is_podman(self, api: docker.APIClient) -> bool:
         if self._podman is None:
@@ -249,26 +245,25 @@ def _mounts_of_own_container(api: Any) -> list[HostPath]:  # typeshed leaves thi
         return []
 
 
-def _adapt_to_podman(config: dict[str, Any], here: Path, there: Path) -> None:
-    """Podman reads a profile from a file only, and knows no limit on inodes: memory bounds them there.
-
-    Where a request says nothing of a user's processes it asks for a million, which takes CAP_SYS_RESOURCE where it may
-    have fewer itself. What bounds a sandbox's processes is its cgroup; this counts those of all sandboxes.
-    """
-    host = config["HostConfig"]
-    host["Ulimits"] = [*host["Ulimits"], {"Name": "nproc", "Soft": _PODMAN_PROCESSES, "Hard": _PODMAN_PROCESSES}]
-    host["Tmpfs"] = {
-        path: ",".join(option for option in options.split(",") if not option.startswith("nr_inodes="))
-        for path, options in host["Tmpfs"].items()
-    }
-    for index, option in enumerate(host["SecurityOpt"]):
-        name, _, profile = option.partition("=")
-        if name == "seccomp":
-            # The sandbox's own directory: it goes with the sandbox, and the guest's user cannot read this file.
-            descriptor = os.open(here / _PROFILE_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(profile)
-            host["SecurityOpt"][index] = f"seccomp={there / _PROFILE_FILE}"
+def _info_of(api: docker.APIClient) -> EngineInfo:
+    found, version = api.info(), api.version()
+    return EngineInfo(
+        version=version.get("Version", ""),
+        api_version=version.get("ApiVersion", ""),
+        cgroup_version=str(found.get("CgroupVersion", "1")),
+        runtimes=tuple(sorted(found.get("Runtimes") or {})),
+        default_runtime=found.get("DefaultRuntime", ""),
+        security_options=tuple(found.get("SecurityOptions") or ()),
+        address=api.base_url,
+        components={
+            str(each.get("Name", "")).lower(): str(each.get("Version", "")) for each in version.get("Components") or ()
+        },
+        runtime_arguments={
+            name: tuple(runtime.get("runtimeArgs") or ())
+            for name, runtime in (found.get("Runtimes") or {}).items()
+            if "runsc" in name or "runsc" in runtime.get("path", "")
+        },
+    )
 
 
 def _local_address() -> str:
@@ -290,7 +285,7 @@ def _renaming(what: str) -> Iterator[None]:
     try:
         yield
     except docker.errors.APIError as error:
-        raise _refusal(what, error) from error
+        raise refusal(what, str(error.explanation or error)) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
         # docker-py puts the whole chain into one text; the cause is what a person can act on.
         logger.debug("the engine cannot be reached (%s)", what, exc_info=error)
@@ -299,17 +294,3 @@ def _renaming(what: str) -> Iterator[None]:
             remedy = "Join the group docker (usermod -aG docker $USER, then log in again), or set DOCKER_HOST."
             raise SandboxUnavailable(f"the Docker engine at {address} does not let this user in.", remedy) from error
         raise SandboxUnavailable(f"no Docker engine answers at {address}.", _START_ENGINE) from error
-
-
-def _refusal(what: str, error: docker.errors.APIError) -> SandboxUnavailable:
-    text = str(error.explanation or error)
-    remedy = ""
-    if "bind source path does not exist" in text:
-        remedy = (
-            "The engine must see the state directory: set RLM_STATE_DIR to a path that it shares with this process."
-        )
-    elif "unknown or invalid runtime" in text.lower() or "unknown runtime" in text.lower():
-        remedy = "Install that runtime and register it with the engine (gVisor: make gvisor), or unset RLM_RUNTIME."
-    elif "No such image" in text:
-        remedy = "Build it: make image, or: rlm image build"
-    return SandboxUnavailable(f"the Docker engine refused to {what} a container: {text}", remedy)

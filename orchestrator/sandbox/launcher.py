@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import logging
 import os
@@ -81,16 +82,15 @@ class LiveSandbox:
 class Launcher:
     """Starts and destroys sandboxes of one owner; knows the names of all that may exist."""
 
-    def __init__(
-        self, engine: Engine, state: StateDir, owner: str, policy: Policy, image_id: str, settings: SandboxSettings
-    ) -> None:
+    def __init__(self, engine: Engine, state: StateDir, owner: str, image_id: str, settings: SandboxSettings) -> None:
         self._engine = engine
         self._state = state
         self._owner = owner
-        self._policy = policy
         self._image_id = image_id
         self._settings = settings
         self._numbers = itertools.count(1)
+        # A wide enough range makes it unlikely that the users of two processes meet, whatever their state directories.
+        self._first_identity = int.from_bytes(hashlib.sha256(owner.encode()).digest()[:8])
         self._starts = asyncio.Semaphore(settings.starts_at_a_time)
         self._known: set[str] = set()
 
@@ -98,7 +98,7 @@ class Launcher:
         """Whether a container of this name is there, or is being started or destroyed."""
         return name in self._known
 
-    async def start(self, *, warm: bool) -> LiveSandbox:
+    async def start(self, policy: Policy, *, warm: bool) -> LiveSandbox:
         """Raises `SandboxUnavailable`; leaves nothing behind then, nor when cancelled."""
         async with self._starts, AsyncExitStack() as undo:
             number = next(self._numbers)
@@ -111,7 +111,7 @@ class Launcher:
             self._known.add(name)
             undo.push_async_callback(self._remove, name)
             server = await undo.enter_async_context(GuestServer(session, directory / SOCKET_NAME))
-            await self._engine.start(self._spec(name, directory))
+            await self._engine.start(self._spec(name, directory, policy, self._first_identity + number))
             started = time.monotonic()
             await self._wait_attached(name, session)
             undo.pop_all()
@@ -156,14 +156,18 @@ class Launcher:
             "Raise RLM_START_TIMEOUT_S, or see whether the host is overloaded.",
         )
 
-    def _spec(self, name: str, directory: Path) -> ContainerSpec:
-        target = self._policy.mount_target.value
+    def _spec(self, name: str, directory: Path, policy: Policy, identity: int) -> ContainerSpec:
+        target = policy.mount_target.value
         return ContainerSpec(
             name=name,
             image_id=self._image_id,
-            policy=self._policy,
+            policy=policy,
             directory=directory,
+            identity=identity,
             environment={
+                # No file of the image knows the user by its number: getpass.getuser() asks these first.
+                "USER": "sandbox",
+                "LOGNAME": "sandbox",
                 "RLM_ADDRESS": f"unix:{target}/{SOCKET_NAME}",
                 "RLM_MAX_LIFETIME_S": f"{self._settings.max_lifetime_s:.0f}",
             },

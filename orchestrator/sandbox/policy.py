@@ -31,11 +31,27 @@ class Tmp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inodes: Count
 
 
+class Users(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A range of user ids, of which each live sandbox has one."""
+
+    first: Annotated[int, Meta(ge=1000, le=2**31 - 1)]
+    count: Count
+
+    def user_of(self, identity: int) -> str:
+        """The user and group of a sandbox; identities that follow one another get users that do."""
+        number = self.first + identity % self.count
+        return f"{number}:{number}"
+
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number < self.first + self.count
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole policy. A `Literal` type marks a rule that the design rests on: another value is an error."""
 
     network: Rule[Literal["none"]]
-    user: Rule[Annotated[str, Meta(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")]]
+    users: Rule[Users]
+    users_of_a_mapped_engine: Rule[Users]
     supplementary_groups: Rule[tuple[str, ...]]
     capabilities_dropped: Rule[tuple[Literal["ALL"]]]
     no_new_privileges: Rule[Literal[True]]
@@ -44,6 +60,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tmp: Rule[Tmp]
     tmp_mib: Rule[Count]
     shm_mib: Rule[Count]
+    closed_mounts: Rule[tuple[str, ...]]
+    masked_paths: Rule[tuple[str, ...]]
+    read_only_paths: Rule[tuple[str, ...]]
     memory_mib: Rule[Annotated[int, Meta(ge=64)]]
     cpus: Rule[Annotated[float, Meta(gt=0)]]
     cpu_shares: Rule[Annotated[int, Meta(ge=2, le=1024)]]
@@ -51,6 +70,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     open_files: Rule[Annotated[int, Meta(ge=64)]]
     core_bytes: Rule[Literal[0]]
     locked_memory_bytes: Rule[NonNegative]
+    pending_signals: Rule[Count]
+    message_queue_bytes: Rule[NonNegative]
     oom_score_adj: Rule[Annotated[int, Meta(ge=0, le=1000)]]
     ipc: Rule[Literal["private", "none"]]
     cgroup_namespace: Rule[Literal["private"]]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,36 +47,72 @@ class Charge(msgspec.Struct, frozen=True):
     pid: int
 
 
+class Reaper:
+    """A reaper that stands by. It is sent home by who has seen that nothing is left; else it does its work."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._dismissed = False
+        assert process.stdin is not None
+        self._pipe = ExitStack()
+        self._pipe.enter_context(not_for_children(process.stdin.fileno()))
+
+    async def dismiss(self) -> None:
+        """There is nothing to clean up any more."""
+        self._dismissed = True
+        self._close(_GOODBYE)
+        await asyncio.to_thread(self._process.wait)
+
+    def let_go(self) -> None:
+        """Leaves it to itself: it sees the pipe end, and looks for what was left, for as long as that takes."""
+        if not self._dismissed:
+            self._close(b"")
+            _AT_WORK.append(self._process)
+
+    def _close(self, last_words: bytes) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        self._pipe.close()
+        try:
+            with stdin:
+                stdin.write(last_words)
+        except BrokenPipeError:
+            logger.warning("the reaper of this process ended before it")
+
+
+# Nobody waits for these; one that is collected would warn that it still runs.
+_AT_WORK: list[subprocess.Popen[bytes]] = []
+
+
 @asynccontextmanager
-async def standing_by(state: StateDir, owner: str) -> AsyncIterator[None]:
-    """Has a reaper stand by for the block; it is sent home when the block ends, by an exception too."""
+async def standing_by(state: StateDir, owner: str) -> AsyncIterator[Reaper]:
+    """Has a reaper stand by for the block, and beyond it unless it was dismissed: what a block's end that failed or was
+    cancelled left behind is its work.
+    """
+    reaper = Reaper(_started(Charge(str(state.path), owner, os.getpid())))
+    try:
+        yield reaper
+    finally:
+        reaper.let_go()
+
+
+def _started(charge: Charge) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     environment["PYTHONPATH"] = _IMPORT_ROOT
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "orchestrator.sandbox.reaper",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+    # Not asyncio's: it kills a child that still runs when its loop is closed.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.sandbox.reaper"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         cwd="/",
         env=environment,
         start_new_session=True,
     )
-    stdin = process.stdin
-    assert stdin is not None
-    charge = Charge(str(state.path), owner, os.getpid())
-    try:
-        stdin.write(msgspec.json.encode(charge) + b"\n")
-        with not_for_children(stdin.transport.get_extra_info("pipe").fileno()):
-            yield
-    finally:
-        try:
-            stdin.write(_GOODBYE)
-            stdin.close()
-            await process.wait()
-        except (BrokenPipeError, ConnectionResetError):
-            logger.warning("the reaper of this process ended before it")
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(charge) + b"\n")
+    process.stdin.flush()
+    return process
 
 
 async def reap(engine: Engine, state: StateDir, charge: Charge) -> None:

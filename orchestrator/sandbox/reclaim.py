@@ -83,4 +83,5 @@ def _tidy(state: StateDir, kept: set[str]) -> tuple[tuple[str, ...], tuple[str, 
     for owner in state.dead_owners():
         if owner not in kept:
             state.forget_owner(owner)
+    state.remove_partial_records()
     return tuple(directories), tuple(state.take_notes())

@@ -1,4 +1,5 @@
-"""Ends what a start that failed has left on this host: gVisor's own processes outlive a create that does not end.
+"""Ends what a start that failed has left on this host: gVisor's own processes outlive a create that does not end, and
+with the shim that made them an engine that was killed meanwhile.
 
 Only those that name one of our containers by its full id, only where that container is gone, and only on the engine's
 own host; elsewhere there is nothing to see.
@@ -13,12 +14,12 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_PROGRAMS = (b"runsc", b"runsc-sandbox", b"runsc-gofer")
+_PROGRAMS = (b"runsc", b"runsc-sandbox", b"runsc-gofer", b"containerd-shim-runc-v2")
 _PROC = Path("/proc")
 
 
 def end_runtime_processes(container_id: str, proc: Path = _PROC) -> list[int]:
-    """Kills gVisor's processes of a container that has been removed; returns their ids.
+    """Kills the runtime's processes of a container that has been removed; returns their ids.
 
     Processes that this user may not signal are left, and logged.
     """
@@ -42,5 +43,6 @@ def _belongs(entry: Path, container_id: bytes) -> bool:
     except OSError:
         return False  # it has ended
     program = os.path.basename(arguments[0])
-    # Its last argument is the container's id, as the OCI runtime command line has it.
-    return len(container_id) == 64 and program in _PROGRAMS and container_id in arguments
+    # The container's id is an argument by itself, as the OCI runtime command line has it, or names the bundle's folder.
+    named = any(container_id in argument.split(b"/") for argument in arguments)
+    return len(container_id) == 64 and program in _PROGRAMS and named

@@ -90,20 +90,18 @@ class StateDir:
         """Whether the process with this record is gone. An owner without a record is dead: records go last."""
         if not _is_plain_name(owner):
             return False
-        try:
-            descriptor = os.open(self.owners / owner, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        return not _is_locked(self.owners / owner)
 
     def dead_owners(self) -> list[str]:
         return [name for name in sorted(os.listdir(self.owners)) if self.owner_is_dead(name)]
+
+    def remove_partial_records(self) -> None:
+        """Those that a kill left before they had their names. One whose process lives may be among them for a moment,
+        just made and not locked yet: that process makes itself another.
+        """
+        for entry in os.scandir(self.owners):
+            if entry.name.startswith(".") and not _is_locked(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
 
     def forget_owner(self, owner: str) -> None:
         (self.owners / owner).unlink(missing_ok=True)
@@ -155,18 +153,47 @@ def owner_record(state: StateDir) -> Iterator[str]:
 
     The record is left in place on exit: whoever has removed all that the owner had calls `forget_owner`.
     """
-    name = "".join(secrets.choice(_ALPHABET) for _ in range(8))
-    # Locked before it has its name: a record that can be found unlocked is one of the dead.
-    partial = state.owners / f".{name}"
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    name, descriptor = _record_locked(state)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(descriptor, msgspec.json.encode(_own_record()))
-        partial.rename(state.owners / name)
         with not_for_children(descriptor):
             yield name
     finally:
         os.close(descriptor)
+
+
+def _record_locked(state: StateDir) -> tuple[str, int]:
+    while True:
+        name = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+        # Locked before it has its name: a record that can be found unlocked is one of the dead.
+        partial = state.owners / f".{name}"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(descriptor, msgspec.json.encode(_own_record()))
+            partial.rename(state.owners / name)
+        except (BlockingIOError, FileNotFoundError):
+            # Somebody tidied up just when it had been made.
+            os.close(descriptor)
+            partial.unlink(missing_ok=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        else:
+            return name, descriptor
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _own_record() -> OwnerRecord:
@@ -191,16 +218,19 @@ def _check_ours(path: Path) -> None:
 
 
 def _read_or_make_id(path: Path) -> str:
-    fresh = secrets.token_hex(8)
-    partial = path.with_name(f".id-{fresh}")
-    partial.write_text(fresh, "ascii")
-    try:
-        # Two processes may come at once: the link is made by one of them, and both read its content.
-        os.link(partial, path)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink()
+    if not path.exists():
+        fresh = secrets.token_hex(8)
+        partial = path.with_name(f".id-{fresh}")
+        partial.write_text(fresh, "ascii")
+        try:
+            # Two processes may come at once: the link is made by one of them, and both read its content.
+            os.link(partial, path)
+        except (FileExistsError, FileNotFoundError):
+            pass  # the other one was here, and has tidied up
+        finally:
+            partial.unlink(missing_ok=True)
+    for left in path.parent.glob(".id-*"):
+        left.unlink(missing_ok=True)  # of a process that was killed meanwhile
     return path.read_text("ascii").strip()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,11 @@ class Listening:
 
 @asynccontextmanager
 async def listening(
-    runs: RunDesk, sandboxes: SandboxDesk, info: server_pb2.GetServerInfoResponse, settings: ListenSettings
+    runs: RunDesk,
+    sandboxes: SandboxDesk,
+    info: server_pb2.GetServerInfoResponse,
+    settings: ListenSettings,
+    weaknesses: Callable[[], Iterable[str]] = lambda: (),
 ) -> AsyncIterator[Listening]:
     """Serves for the block; then refuses new calls, and ends and awaits those under way.
 
@@ -131,7 +135,7 @@ async def listening(
     servicer = health.aio.HealthServicer()
     for name in _SERVICES:
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    service = RunService(runs, settings.upload_idle_s), SandboxService(sandboxes), ServerService(info)
+    service = RunService(runs, settings.upload_idle_s), SandboxService(sandboxes), ServerService(info, weaknesses)
     # Two servers: whatever comes to a port, the places of the socket are its own.
     servers: dict[bool, grpc.aio.Server] = {}
     bound: list[Address] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -78,12 +78,17 @@ class SandboxService(sandbox_pb2_grpc.SandboxServiceServicer):
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """Says the same as long as the server lives."""
+    """`weaknesses` are those that have been found by now; all else is the same as long as the server lives."""
 
-    def __init__(self, info: server_pb2.GetServerInfoResponse) -> None:
+    def __init__(
+        self, info: server_pb2.GetServerInfoResponse, weaknesses: Callable[[], Iterable[str]] = lambda: ()
+    ) -> None:
         self._info = info
+        self._weaknesses = weaknesses
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: Any
     ) -> server_pb2.GetServerInfoResponse:
-        return self._info
+        found = server_pb2.GetServerInfoResponse(weaknesses=self._weaknesses())
+        found.MergeFrom(self._info)
+        return found

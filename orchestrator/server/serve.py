@@ -96,10 +96,11 @@ async def open_service(
             max_depth=min(hosting.max_depth, config.capacity),
             capacity=config.capacity,
             max_context_bytes=hosting.max_upload_bytes,
-            weaknesses=orchestrator.weaknesses,
         )
         await importing
-        listener = await stack.enter_async_context(listening(runs, sandboxes, info, listen))
+        listener = await stack.enter_async_context(
+            listening(runs, sandboxes, info, listen, lambda: orchestrator.weaknesses)
+        )
         metrics = f"http://{told.metrics_at}/metrics" if told.metrics_at is not None else None
         yield Service(listener, runs, sandboxes, orchestrator.cleaned, metrics)
 

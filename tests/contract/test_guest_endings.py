@@ -155,7 +155,8 @@ async def test_a_daemon_that_holds_the_pipes_hangs_nothing_and_dies_with_its_wor
     assert alive(daemon)
     assert (await host.run("1")).status == "OK"
     assert (await host.run("os._exit(0)")).cause == "EXITED"
-    await gone(daemon)  # killed before that was told, and ended a moment later where processors are short
+    async with asyncio.timeout(20):
+        await gone(daemon)  # a kill that was sent takes its moment on a machine that is busy
 
 
 async def gone(pid: int) -> None:

@@ -98,7 +98,13 @@ async def test_each_sandbox_has_the_policy_its_own_directory_and_an_owner(state_
         assert one.labels == two.labels
         assert set(one.labels) == {"rlm.owner", "rlm.state"}
         assert one.policy.memory_mib.value == 512
-        assert one.environment == {"RLM_ADDRESS": "unix:/rlm/host.sock", "RLM_MAX_LIFETIME_S": "9"}
+        assert one.environment == {
+            "RLM_ADDRESS": "unix:/rlm/host.sock",
+            "RLM_MAX_LIFETIME_S": "9",
+            "USER": "sandbox",
+            "LOGNAME": "sandbox",
+        }
+        assert one.identity != two.identity, "they would share what the kernel counts by user"
         assert one.directory.stat().st_mode & 0o777 == 0o711
         assert os.stat(state_dir).st_mode & 0o777 == 0o700
 

@@ -191,7 +191,8 @@ def test_doctor_finds_the_engine_and_the_image(cli: Cli) -> None:
     exit_code, stdout, stderr = cli.run("doctor", "--json")
     checks = {each["name"]: each["status"] for each in json.loads(stdout)["checks"]}
     assert exit_code == 0, stderr
-    assert {checks[name] for name in ("engine", "image", "confinement", "state dir", "leftovers")} == {"ok"}
+    assert {checks[name] for name in ("image", "confinement", "state dir", "leftovers")} == {"ok"}
+    assert checks["engine"] in ("ok", "warning"), "a warning is for a release with known holes"
 
 
 def test_doctor_online_asks_the_api(cli: Cli) -> None:

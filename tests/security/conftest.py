@@ -108,7 +108,7 @@ class ProbeTable:
             return
         runtime = next((each for each in ("runsc", "runc") if each in parameters.rstrip("]").split("-")), "")
         # Without a runtime: either no container is in it at all, or one of the engine's own runtime.
-        runtime = runtime or ("host" if "test_hostile_guest" in report.nodeid else "runc")
+        runtime = runtime or ("host" if "test_hostile_" in report.nodeid else "runc")
         kept = dict(report.user_properties)
         for probe in match[1].strip("_").split("_"):
             key = f"{probe}/{runtime}/{name}[{parameters}"

@@ -1,13 +1,15 @@
 """Kills at random moments, and a count of what remains: `python -m tests.security.kill_campaign --kills 200`.
 
-Each kill has an `rlm ask` of its own, two levels deep over a scripted model that never answers, and strikes the
-orchestrator, the orchestrator with its reaper, the agent (process 1 of a container), or a worker. When all are done,
-and the next start has cleaned up after the dead, nothing may be left.
+Each kill has an `rlm ask` of its own, two levels deep over a scripted model that never answers, on runc or gVisor, and
+strikes the orchestrator, the orchestrator with its reaper, the agent (process 1 of a container, or gVisor's process), a
+worker, the model's server, the engine, or the engine with its containerd: one that the campaign has for itself, where
+it is root. When all are done, and the next start has cleaned up after the dead, nothing may be left.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import secrets
@@ -15,40 +17,42 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.sandbox.engine import STATE_LABEL
 from orchestrator.sandbox.state_dir import StateDir, open_state_dir
 from orchestrator.testing.scripted import Hang, Policy, ScriptedServerThread, always, constant
 from orchestrator.testing.scripted.record import RequestLog
 from tests.integration.e2e_command import environment, reaper_of
+from tests.integration.e2e_world import IMAGE
+from tests.security.private_engine import PrivateEngine, can_be_had, private_engine
+from tests.security.remains import (
+    Remains,
+    alive,
+    born,
+    children_of,
+    containers_of_state,
+    docker,
+    files_below,
+    processes_around,
+    strays_in,
+)
 
 _LATEST_S = 4.0  # after its start: a kill may strike the start, a cell, a question, or a child's start
 _THERE_S = 10.0
-_REAPERS_S = 60.0
+_REAPERS_S = 150.0  # one that finds no engine goes on trying for two minutes
+_ENGINE_DOWN_S = 3.0
+MODEL_SERVER = "model server"
+VICTIMS = ("orchestrator", "orchestrator and reaper", "agent", "worker", MODEL_SERVER)
+ENGINES = ("engine", "engine and containerd")
 _CODE = "```repl\nFINAL(str(llm_batch([context + n for n in '12'])))\n```"
-
-
-@dataclass(frozen=True, slots=True)
-class Remains:
-    """What is left after all; every number should be 0."""
-
-    containers: int
-    processes: int
-    directories: int
-    owner_records: int
-    temporary_files: int
-    upstream_calls: int
-
-    @property
-    def total(self) -> int:
-        return sum(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +61,60 @@ class Report:
     missed: int  # there was no such process yet, or any more: the orchestrator was killed instead
     hung: int  # an orchestrator that did not end within 60 s of its SIGINT
     remains: Remains
+    own_engine: bool
 
     def __str__(self) -> str:
         kills = ", ".join(f"{victim} {count}" for victim, count in sorted(self.struck.items()))
-        left = ", ".join(f"{name.replace('_', ' ')} {getattr(self.remains, name)}" for name in Remains.__slots__)
         total = sum(self.struck.values())
-        return f"{total} kills ({kills}; {self.missed} by substitution), hung {self.hung}; left: {left}"
+        if not self.own_engine:
+            kills += "; no engine of its own, so none was killed"
+        return f"{total} kills ({kills}; {self.missed} by substitution), hung {self.hung}; left: {self.remains}"
 
 
 class Campaign:
-    """Shots at commands that share one state directory."""
+    """Shots at commands that share one state directory and one engine."""
 
-    def __init__(self, state: StateDir, environ: Mapping[str, str], seed: int) -> None:
+    def __init__(self, state: StateDir, environ: Mapping[str, str], seed: int, engine: PrivateEngine | None) -> None:
         self._state = state
         self._environ = dict(environ)
         self._seed = seed
+        self._engine = engine
         self._lock = threading.Lock()
         self.struck: Counter[str] = Counter()
         self.missed = self.hung = 0
-        self.pids: set[int] = set()
+        self.processes: dict[int, str] = {}  # by id, when each was born: ids come again
         self.containers: set[str] = set()
+
+    @property
+    def victims(self) -> list[str]:
+        return [*VICTIMS, *(ENGINES if self._engine is not None else ())]
+
+    def living(self) -> list[str]:
+        """Orchestrators and reapers that have not ended."""
+        there = [pid for pid, when in self.processes.items() if when and alive(pid) and born(pid) == when]
+        return [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in there]
+
+    def victim(self, number: int) -> str:
+        return self.victims[(self._seed + number) % len(self.victims)]
 
     def shot(self, number: int) -> None:
         chance = random.Random(self._seed + number)
-        victim = chance.choice(["orchestrator", "orchestrator and reaper", "agent", "worker"])
+        # In turn, so that a short campaign has them all; the moment is left to chance.
+        victim = self.victim(number)
+        with ExitStack() as stack:
+            environ = dict(self._environ)
+            if self._engine is not None:
+                environ["RLM_RUNTIME"] = chance.choice(self._engine.runtimes)
+            model = stack.enter_context(_model_server()) if victim == MODEL_SERVER else None
+            if model is not None:
+                environ["OPENAI_BASE_URL"] = model.url
+            self._strike(victim, chance, environ, model)
+
+    def _strike(self, victim: str, chance: random.Random, environ: Mapping[str, str], model: _Model | None) -> None:
         command = [sys.executable, "-m", "orchestrator.cli", "ask", "Why?", "-q"]
-        before = _containers(self._state)
+        before = containers_of_state(self._state)
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, env=self._environ, stdout=quiet, stderr=quiet, start_new_session=True)
+        process = subprocess.Popen(command, env=environ, stdout=quiet, stderr=quiet, start_new_session=True)
         if victim in ("agent", "worker"):
             self._until_there(before)
         try:
@@ -92,18 +122,23 @@ class Campaign:
         except subprocess.TimeoutExpired:
             pass  # the moment has come
         reaper = _found(lambda: reaper_of(process.pid))
+        seen = containers_of_state(self._state)
         with self._lock:
-            self.pids |= {process.pid} | ({reaper} if reaper else set())
-        seen = _containers(self._state)
-        with self._lock:
+            self.processes |= {pid: born(pid) for pid in (process.pid, reaper) if pid}
             self.containers |= seen
         target = self._inside(victim, seen - before, chance)
         if victim in ("agent", "worker") and target is None:
             victim, self.missed = "orchestrator", self.missed + 1
         if victim == "orchestrator and reaper" and reaper:
             _kill(reaper)
-        if victim in ("agent", "worker") and target is not None:
+        if victim in ENGINES and self._engine is not None:
+            self._engine.kill(with_containerd=victim == ENGINES[1], down_s=chance.uniform(0, _ENGINE_DOWN_S))
+        if model is not None:
+            model.process.kill()
+        if target is not None:
             _kill(target)
+        if not victim.startswith("orchestrator"):
+            # It is still there, and told to go: it must be able to.
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(60)
@@ -112,49 +147,76 @@ class Campaign:
         _kill(process.pid)
         process.wait()
         with self._lock:
+            self.containers |= containers_of_state(self._state)
             self.struck[victim] += 1
 
     def _until_there(self, before: set[str]) -> None:
         until = time.monotonic() + _THERE_S
-        while not _containers(self._state) - before and time.monotonic() < until:
+        while not containers_of_state(self._state) - before and time.monotonic() < until:
             time.sleep(0.1)
 
     def _inside(self, victim: str, fresh: set[str], chance: random.Random) -> int | None:
         if victim not in ("agent", "worker") or not fresh:
             return None
         one = chance.choice(sorted(fresh))
-        agent = _found(lambda: int(_docker("inspect", "--format", "{{.State.Pid}}", one) or 0))
+        agent = _found(lambda: int(docker("inspect", "--format", "{{.State.Pid}}", one) or 0))
         if not agent or victim == "agent":
             return agent or None
-        return next(iter(_children(agent)), None)
+        return next(iter(children_of(agent)), None)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) if entry.name.isdecimal() else 0
-        except OSError:
-            continue  # it has ended
-        if parent == pid:
-            found.append(int(entry.name))
-    return found
+@dataclass(frozen=True, slots=True)
+class _Model:
+    process: subprocess.Popen[str]
+    url: str
+
+
+@contextmanager
+def _model_server() -> Iterator[_Model]:
+    """A model's side in a process of its own, which never answers a leaf."""
+    leaf = {"text": "never", "faults": "latency=600"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as script:
+        json.dump({"models": {"depth-0": {"text": _CODE}, "depth-1": {"text": _CODE}, "leaf": leaf}}, script)
+        script.flush()
+        command = [sys.executable, "-m", "orchestrator.testing.scripted", "--script", script.name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield _Model(process, f"{process.stdout.readline().strip()}/v1")
+            finally:
+                process.kill()
 
 
 def run(kills: int, state_path: Path, *, at_a_time: int = 3, seed: int = 0) -> Report:
-    """Raises nothing for what it finds: the report says it."""
+    """Raises nothing for what it finds: the report says it. With an engine of its own where one can be had."""
+    image = os.environ.get("RLM_IMAGE", IMAGE)
+    kept = {name: os.environ.get(name) for name in ("DOCKER_HOST", "RLM_STATE_DIR", "TMPDIR")}
+    with ExitStack() as stack:
+        engine = stack.enter_context(private_engine(image)) if can_be_had() else None
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-kills-"))
+        if engine is not None:
+            os.environ["DOCKER_HOST"] = engine.host
+        os.environ |= {"RLM_STATE_DIR": str(state_path), "TMPDIR": temporary}
+        try:
+            return _run(kills, open_state_dir(state_path), image, Path(temporary), engine, at_a_time, seed)
+        finally:
+            for name, value in kept.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _run(
+    kills: int, state: StateDir, image: str, temporary: Path, engine: PrivateEngine | None, at_a_time: int, seed: int
+) -> Report:
     policy: Policy = constant(_CODE)
-    state = open_state_dir(state_path)
-    temporary = set(os.listdir("/tmp"))
     with ScriptedServerThread({"depth-0": policy, "depth-1": policy, "leaf": always(Hang())}) as server:
-        os.environ["RLM_STATE_DIR"] = str(state_path)
-        environ = environment(server.base_url, 2)
-        environ["RLM_IMAGE"] = os.environ.get("RLM_IMAGE", environ["RLM_IMAGE"])
-        campaign = Campaign(state, environ, seed)
+        environ = {**environment(server.base_url, 2), "RLM_IMAGE": image}
+        campaign = Campaign(state, environ, seed, engine)
+        # Those at the engine come last: each of them strikes all commands that run, and would leave the others nothing.
+        numbers = sorted(range(kills), key=lambda number: campaign.victim(number) in ENGINES)
         with ThreadPoolExecutor(at_a_time) as pool:
-            list(pool.map(campaign.shot, range(kills)))
+            list(pool.map(campaign.shot, numbers))
         until = time.monotonic() + _REAPERS_S
-        while any(_alive(pid) for pid in campaign.pids) and time.monotonic() < until:
+        while campaign.living() and time.monotonic() < until:
             time.sleep(0.5)
         # The next start cleans up after those whose reaper was killed too.
         last = [sys.executable, "-m", "orchestrator.cli", "exec", "-"]
@@ -169,36 +231,21 @@ def run(kills: int, state_path: Path, *, at_a_time: int = 3, seed: int = 0) -> R
             server.wait_for(none_in_flight, timeout_s=10)
         except TimeoutError:
             pass  # counted below
+        left = files_below(temporary)
+        around = processes_around(campaign.containers)
+        strays = strays_in(state)
         remains = Remains(
-            containers=len(_containers(state)),
-            processes=sum(_alive(pid) for pid in campaign.pids) + _members(campaign.containers),
-            directories=len(state.sandbox_names()),
+            containers=len(containers_of_state(state)),
+            processes=len(living := campaign.living()),
+            runtime_processes=len(around),
+            directories=len(os.listdir(state.sandboxes)),
             owner_records=len(os.listdir(state.owners)),
-            temporary_files=sum("rlm" in name for name in set(os.listdir("/tmp")) - temporary),
+            temporary_files=len(left),
+            state_files=len(strays),
             upstream_calls=calls[-1],
+            names=(*living, *around.values(), *left, *strays),
         )
-    return Report(dict(campaign.struck), campaign.missed, campaign.hung, remains)
-
-
-def _docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _containers(state: StateDir) -> set[str]:
-    return set(_docker("ps", "-aq", "--no-trunc", "--filter", f"label={STATE_LABEL}={state.id}").split())
-
-
-def _members(containers: set[str]) -> int:
-    """Processes that are in the groups of these containers."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                groups = (entry / "cgroup").read_text()
-            except OSError:
-                continue  # it has ended
-            count += any(container in groups for container in containers)
-    return count
+    return Report(dict(campaign.struck), campaign.missed, campaign.hung, remains, engine is not None)
 
 
 def _found(look: Callable[[], int]) -> int:
@@ -213,14 +260,6 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it ended by itself
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def main() -> int:

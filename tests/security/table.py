@@ -29,7 +29,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def neighbors(rows: list[dict[str, str]]) -> str:
-    """One line: how long a neighbor waited for its answer while probes attacked; nothing is asserted of it."""
+    """One line: how long a neighbor waited for its answer while probes attacked."""
     said = []
     for letter in "RKC":
         waits = sorted((int(row["neighbor_ms"]), row["probe"]) for row in rows
@@ -37,7 +37,7 @@ def neighbors(rows: list[dict[str, str]]) -> str:
         if waits:
             middle, (longest, probe) = waits[len(waits) // 2][0], waits[-1]
             said.append(f"{letter}: {middle} ms in the middle of {len(waits)}, at most {longest} ms ({probe})")
-    return f"A neighbor's `1 + 1` while the probes attacked, on the machine of that run: {'; '.join(said)}.\n"
+    return f"A neighbor's cell and question while the probes attacked, on the machine of that run: {'; '.join(said)}.\n"
 
 
 def _cell(row: dict[str, str]) -> str:

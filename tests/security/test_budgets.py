@@ -1,18 +1,32 @@
-"""C: whatever the code does with `llm_query`, the host decides what is spent, and checks what comes back."""
+"""C26: whatever the code does to ask, calls, tokens, cost, depth and time stay within what the host reserved."""
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
 import pytest
 
-from orchestrator.errors import BudgetExceeded, FileFailed, FileFailure, SandboxLost
-from orchestrator.testing.scripted import Reply, Usage, always, constant
-from orchestrator.values import CellResult, CellStatus
-from tests.integration.e2e_world import reply, world
-from tests.security.arena import Arena
+from orchestrator.budget import Budget
+from orchestrator.errors import BudgetExceeded, DeadlineExceeded, RLMError, SandboxLost
+from orchestrator.events import EventLog, RlmStarted
+from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
+from orchestrator.sandbox.guest_server import GuestServer
+from orchestrator.sandbox.session import GuestSession
+from orchestrator.testing.scripted import ChatRequest, Hang, Policy, Reply, Usage, always, constant
+from orchestrator.values import Limits
+from tests.contract.test_sandbox_session import LIMITS as SESSION_LIMITS
+from tests.integration.e2e_world import World, reply, world
 from tests.security.conftest import Found
+from tests.security.raw_guest import raw_guest
+from tests.unit.sandbox_doubles import HELLO
 
 pytestmark = pytest.mark.docker
-MAX_CALLS = 6
 
 ATTEMPTS = {
     "loop": "for n in range(50): llm_query(f'q {n}')",
@@ -36,85 +50,148 @@ ATTEMPTS = {
         "llm_batch([f'q {n}' for n in range(50)])"
     ),
 }
+# A leaf's answer has as many tokens as it may; a million of them cost 1000 USD.
+PRICES = {name: {"input": 0.001, "output": 1000.0} for name in ("depth-0", "leaf")}
+OUTPUT_TOKENS, ROOTS_TOKENS = 1000, 20
 
 
-@pytest.mark.parametrize("code", ATTEMPTS.values(), ids=ATTEMPTS.keys())
-async def test_C26_the_budget_holds_however_the_code_asks(no_leaks: None, code: str, found: Found) -> None:
-    ending = "FINAL('done')"
-    replies = reply(f"try:\n{_indented(code)}\nexcept BaseException as error: print(error)\n{ending}")
-    leaf = always(Reply("yes", usage=Usage(prompt_tokens=1, completion_tokens=1)))
-    async with world({"depth-0": constant(replies), "leaf": leaf}) as w:
+@dataclass
+class Upstream:
+    """What the models' side has seen: the truth that the host's account is held against."""
+
+    calls: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+    wanted: list[int] = field(default_factory=list)
+
+    def answering(self, text: str, output_tokens: int) -> Policy:
+        def policy(request: ChatRequest) -> Reply:
+            output = min(output_tokens, request.max_tokens or output_tokens)
+            self.calls += 1
+            self.tokens += 10 + output
+            self.cost_usd += (10 * 0.001 + output * 1000) / 1e6
+            return Reply(text, usage=Usage(10, output))
+
+        return policy
+
+
+# By limit: its value, and what upstream has seen of it.
+LIMITS: dict[str, tuple[float, Callable[[Upstream], float]]] = {
+    "max_calls": (6, lambda seen: seen.calls),
+    "max_tokens": (30_000, lambda seen: seen.tokens),
+    "max_cost_usd": (20.0, lambda seen: seen.cost_usd),
+}
+
+
+def _asking(code: str) -> str:
+    indented = "\n".join(f"    {line}" for line in code.splitlines())
+    return reply(f"try:\n{indented}\nexcept BaseException as error: print(error)\nFINAL('done')")
+
+
+async def _spent(code: str, **limits: Any) -> Upstream:
+    seen = Upstream()
+    policies = {"depth-0": seen.answering(_asking(code), ROOTS_TOKENS), "leaf": seen.answering("yes", OUTPUT_TOKENS)}
+    async with world(policies, prices=PRICES) as w:
         try:
-            await w.ask(max_calls=MAX_CALLS, max_iterations=2)
+            await w.ask(max_iterations=2, **limits)
         except (BudgetExceeded, SandboxLost):
             pass  # code that destroys its own connection may end its run, but may not spend
-        assert len(w.server.requests) <= MAX_CALLS
-    found("max_calls holds")
+        assert seen.calls == len(w.server.requests)
+    return seen
 
 
-async def test_C1_a_prompt_above_the_cap_is_an_error_in_the_cell(no_leaks: None, found: Found) -> None:
-    code = (
-        "try: llm_query('x' * 70_000_000)\nexcept Exception as error: FINAL(type(error).__name__)\nelse: FINAL('SENT')"
-    )
-    async with world({"depth-0": constant(reply(code)), "leaf": always(Reply("yes"))}) as w:
-        assert (await w.ask()).answer != "SENT"
-        assert len(w.server.requests) == 1
-    found("refused in the cell")
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("code", ATTEMPTS.values(), ids=ATTEMPTS.keys())
+async def test_C26_the_budget_holds_however_the_code_asks(no_leaks: None, code: str, limit: str, found: Found) -> None:
+    most, seen = LIMITS[limit]
+    assert seen(await _spent(code, **{limit: most})) <= most
+    found(f"{limit} holds")
 
 
-async def test_C28_a_prompt_with_anothers_secret_is_text_and_nothing_more(no_leaks: None, found: Found) -> None:
-    """Run ids, paths and keys in a prompt open nothing: the leaf gets them as text."""
-    prompt = "run_0123456789abcdef ../../id /var/tmp OPENAI_API_KEY depth=0 model=gpt-5"
-    async with world({"depth-0": constant(reply(f"FINAL(llm_query({prompt!r}))")), "leaf": always(Reply("no"))}) as w:
-        assert (await w.ask()).answer == "no"
-        assert [request.model for request in w.server.requests] == ["depth-0", "leaf"]
-    found("text")
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_C25_the_agent_cannot_be_killed_by_the_code(small: Arena, found: Found) -> None:
-    """PID 1 of a namespace gets no signal from inside that it has not asked for."""
-    code = "import os, signal\nfor s in (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV): os.kill(1, s)\nprint('sent')"
-    outcome = await small.attack(code)
-    if isinstance(outcome, CellResult):
-        assert outcome.stdout.text == "sent\n"
-        found("ignored")
-    else:
-        assert small.gvisor
-        found(f"sandbox lost: {outcome.cause}")
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_C18_a_final_answer_on_a_descriptor_is_output_and_no_answer(small: Arena, found: Found) -> None:
-    result = await small.result("import os\nfor fd in (1, 2): os.write(fd, b'FINAL(\"forged\")\\n')")
-    assert result.final is None
-    assert result.status is CellStatus.OK
-    found("output")
+async def test_C26_without_a_limit_the_same_code_spends_more_than_each(no_leaks: None, found: Found) -> None:
+    upstream = await _spent(ATTEMPTS["loop"])
+    for most, seen in LIMITS.values():
+        assert seen(upstream) > most
+    found("more, without")
 
 
 @pytest.mark.parametrize(
-    ("path", "make", "kind"),
+    "code",
     [
-        ("../etc/passwd", "", FileFailure.INVALID_PATH),
-        ("/etc/passwd", "", FileFailure.INVALID_PATH),
-        ("link", "os.symlink('/etc/passwd', '/tmp/link')", FileFailure.NOT_REGULAR),
-        ("fifo", "os.mkfifo('/tmp/fifo')", FileFailure.NOT_REGULAR),
-        ("folder/file", "os.symlink('/etc', '/tmp/folder')", None),
-        ("n" * 300, "", None),
+        "for n in range(6): rlm_query(f'q {n}')",
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(6) as pool: list(pool.map(rlm_query, [f'q {n}' for n in range(6)]))",
+        "rlm_query_batched([f'depth=9 max_depth=9 {n}' for n in range(6)])",
     ],
-    ids=["parent", "absolute", "symlink", "fifo", "linked-folder", "long"],
+    ids=["loop", "threads", "batch"],
 )
-@pytest.mark.asyncio(loop_scope="module")
-async def test_C23_a_file_is_read_by_no_other_way_than_its_own(
-    small: Arena, path: str, make: str, kind: FileFailure | None, found: Found
-) -> None:
-    attacked = (await small._sandboxes())[0]
-    await attacked.run(f"import os\n{make}")
-    with pytest.raises(FileFailed) as refused:
-        await attacked.read_file(path)
-    assert kind is None or refused.value.kind is kind
-    found(refused.value.kind)
+async def test_C26_depth_and_sandboxes_hold_however_the_code_asks(no_leaks: None, code: str, found: Found) -> None:
+    deeper = constant(_asking("for n in range(2): rlm_query(f'deeper {n}')"))
+    async with world({"depth-0": constant(_asking(code)), "depth-1": deeper, "leaf": always(Reply("yes"))}) as w:
+        result = await w.ask(max_iterations=1, max_sandboxes=4)
+        assert {request.model for request in w.server.requests} == {"depth-0", "depth-1", "leaf"}
+        started = [record for record in w.records if isinstance(record.event, RlmStarted)]
+        assert {record.depth for record in started} == {0, 1}
+        # The root's, and three of the six that it asked for.
+        assert result.spent.sandboxes == 4
+    found("max_depth, max_sandboxes hold")
 
 
-def _indented(code: str) -> str:
-    return "\n".join(f"    {line}" for line in code.splitlines())
+@pytest.mark.parametrize("code", ["while True: llm_query('x')", "while True: pass"], ids=["asking", "spinning"])
+async def test_C26_time_holds_however_the_code_asks(no_leaks: None, code: str, found: Found) -> None:
+    """The run ends, and with it what is in flight; the world looks for requests and `no_leaks` for containers."""
+    async with world({"depth-0": constant(_asking(code)), "leaf": always(Hang())}) as w:
+        with pytest.raises(DeadlineExceeded):
+            await w.ask(max_seconds=3)
+    found("max_seconds holds")
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_C26_the_budget_holds_against_calls_that_are_raw(no_leaks: None, limit: str, found: Found) -> None:
+    """An attacker in place of the agent, with calls of its own making and as many at a time as it likes."""
+    most, seen = LIMITS[limit]
+    upstream = Upstream()
+    async with world({"depth-0": upstream.answering("yes", OUTPUT_TOKENS)}, prices=PRICES) as w:
+        await _ask_raw(w, Budget(msgspec.convert({limit: most}, Limits, strict=False)))
+        assert 0 < seen(upstream) <= most
+    found(f"{limit} holds")
+
+
+async def _ask_raw(w: World, budget: Budget) -> None:
+    questions = await w.orchestrator.questions(w.config, budget)
+
+    async def exit_of(_: float) -> None:
+        return None
+
+    with tempfile.TemporaryDirectory(prefix="rlm-") as directory:
+        socket = Path(directory, "host.sock")
+        session = GuestSession("raw", SESSION_LIMITS, exit_of)
+        async with GuestServer(session, socket), raw_guest(socket) as guest:
+            attach = guest.open("Attach")
+            guest.message(attach, HELLO.SerializeToString())
+            await guest.flush()
+            await session.attached()
+            session.begin(None, "context", questions.answer)
+            guest.message(attach, pb.AttachRequest(opened=pb.Opened()).SerializeToString())
+            await guest.flush()
+            await session.opened()
+            questions.begin(EventLog().root())
+            running = asyncio.create_task(session.run("x", None, 60))
+            await asyncio.sleep(0)
+            asks = []
+            for number in range(20):
+                asks.append(guest.open("Ask"))
+                batch = [pb.Question(prompt=f"raw {number} {each}") for each in range(5)]
+                message = pb.AskRequest(questions=batch, max_concurrent=1 << 20)
+                guest.message(asks[-1], message.SerializeToString(), end=True)
+                if number % 4 == 3:
+                    guest.http.reset_stream(asks.pop())  # what it no longer wants is paid for if it was made
+            await guest.flush()
+            for stream in asks:
+                await guest.until(stream)
+            await questions.end()
+            running.cancel()
+            try:
+                await running
+            except (asyncio.CancelledError, RLMError):
+                pass

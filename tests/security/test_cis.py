@@ -41,7 +41,9 @@ ITEMS: dict[str, Callable[[Container], bool]] = {
     "5.15 not the host's processes": lambda c: host(c, "PidMode") == "",
     "5.16 not the host's IPC": lambda c: host(c, "IpcMode") == "private",
     "5.17 no host devices": lambda c: not host(c, "Devices") and not host(c, "DeviceRequests"),
-    "5.18 ulimits are set": lambda c: {u["Name"] for u in host(c, "Ulimits")} == {"nofile", "core", "memlock"},
+    "5.18 ulimits are set": lambda c: (
+        {u["Name"] for u in host(c, "Ulimits")} == {"nofile", "core", "memlock", "sigpending", "msgqueue"}
+    ),
     "5.19 mounts do not propagate": lambda c: all(m["Propagation"] in ("private", "") for m in c["Mounts"]),
     "5.20 not the host's UTS": lambda c: host(c, "UTSMode") == "",
     "5.21 seccomp is on": lambda c: any(o.startswith("seccomp={") for o in host(c, "SecurityOpt")),

@@ -33,6 +33,9 @@ print(json.dumps({
     "cpus": int(quota) / int(period),
     "nofile": resource.getrlimit(resource.RLIMIT_NOFILE), "core": resource.getrlimit(resource.RLIMIT_CORE),
     "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK),
+    "sigpending": resource.getrlimit(resource.RLIMIT_SIGPENDING),
+    "msgqueue": resource.getrlimit(resource.RLIMIT_MSGQUEUE),
+    "closed": [path for path in ("/dev/mqueue", "/dev/pts") if os.statvfs(path).f_flag & 1 and not os.listdir(path)],
     "oom_score_adj": int(open("/proc/self/oom_score_adj").read()),
     "tmp": size("/tmp"), "shm": size("/dev/shm")[0],
     "tmp_options": next(line.split()[3].split(",") for line in open("/proc/self/mounts") if line.split()[1] == "/tmp"),
@@ -71,12 +74,17 @@ async def test_the_limits_of_the_policy_are_in_force(
         ("nofile", policy.open_files.value),
         ("core", policy.core_bytes.value),
         ("memlock", policy.locked_memory_bytes.value),
+        ("sigpending", policy.pending_signals.value),
+        ("msgqueue", policy.message_queue_bytes.value),
     ):
         assert limits[name] == tuple(met[name]) == (value, value), name
     # The agent may be the last to go, and not before its children: code's own score is never below the policy's.
     assert told["OomScoreAdj"] == policy.oom_score_adj.value <= met["oom_score_adj"]
     assert told["ShmSize"] == met["shm"] == policy.shm_mib.value * _MIB
     assert met["tmp"] == [policy.tmp_mib.value * _MIB, tmp.inodes]
-    assert set(told["Tmpfs"]) == {tmp.path}
+    assert set(told["Tmpfs"]) == {tmp.path, *policy.closed_mounts.value}
+    assert met["closed"] == list(policy.closed_mounts.value)
+    assert told["MaskedPaths"] == list(policy.masked_paths.value)
+    assert told["ReadonlyPaths"] == list(policy.read_only_paths.value)
     assert {each for each in tmp.options if not each.startswith("mode=")} <= set(met["tmp_options"])
     assert set(tmp.options) <= set(told["Tmpfs"][tmp.path].split(","))

@@ -86,13 +86,21 @@ async def test_P3_all_capability_sets_are_empty(roomy: Arena, control: Control, 
     found("0")
 
 
-async def test_P4_the_user_and_the_groups_are_nobodys(roomy: Arena, control: Control, found: Found) -> None:
-    status, user = await lines_of(roomy), str(golden(roomy, "user"))
-    assert load_policy().user.value == f"{user}:{user}"
-    assert set(status["Uid"].split()) == set(status["Gid"].split()) == {user}
+async def test_P4_the_user_and_the_group_are_nobodys_and_no_other_sandboxs(
+    roomy: Arena, control: Control, found: Found
+) -> None:
+    users, policy = golden(roomy, "users"), load_policy()
+    assert [policy.users.value.first, policy.users.value.count] == users
+    status = await lines_of(roomy)
+    [user] = set(status["Uid"].split())
+    assert int(user) in policy.users.value
+    assert set(status["Gid"].split()) == {user}
     assert set(status["Groups"].split()) <= {user}
+    async with roomy.sandboxes.open(None, None) as another:
+        others = eval((await another.run(STATUS)).stdout.text, {"__builtins__": {}})
+    assert user not in others["Uid"].split() + others["Gid"].split()
     assert "'Uid': '0 0 0 0'" in await control.says(STATUS)
-    found(user)
+    found("its own, from 0x70000000")
 
 
 async def test_P5_writable_places_are_those_of_the_golden_file(roomy: Arena, control: Control, found: Found) -> None:
@@ -109,19 +117,21 @@ async def test_P7_no_engine_socket(roomy: Arena, sandbox_image: str, found: Foun
     found("none")
 
 
-async def test_P8_the_cgroup_tree_is_its_own_and_read_only(roomy: Arena, found: Found) -> None:
-    said = await roomy.says(
+async def test_P8_the_cgroup_tree_is_its_own_and_read_only(roomy: Arena, sandbox_image: str, found: Found) -> None:
+    look = (
         "paths = {line.rstrip().rpartition(':')[2] for line in open('/proc/self/cgroup')}\n"
         "mounts = [line.split() for line in open('/proc/self/mounts') if ' cgroup' in line]\n"
         "print(sorted(paths), all('ro' in mount[3].split(',') for mount in mounts))"
     )
+    said = await roomy.says(look)
     if roomy.gvisor:
-        # Its cgroups are of its own kernel: writable or not, they are not the host's.
-        assert "docker" not in said or "/" in said
-        found("gVisor's own")
+        assert said == "[] True", "this gVisor has groups: are they its own kernel's, or the host's?"
+        found("none")
     else:
         assert said == "['/'] True"
         found("/, read-only")
+    async with open_control(sandbox_image, "--cgroupns=host") as control:
+        assert "/docker" in (opened := await control.says(look)) or ".slice" in opened
 
 
 async def test_P9_devices_are_those_of_the_golden_file(roomy: Arena, sandbox_image: str, found: Found) -> None:

@@ -29,7 +29,7 @@ from tests.unit.guest_modules import guest_frames
 from tests.unit.sample_runs import whole_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FUZZ_TARGETS = ("fuzz_wire", "fuzz_frames", "fuzz_replies")
+FUZZ_TARGETS = tuple(sorted(path.stem for path in (REPOSITORY / "tests" / "fuzz").glob("fuzz_*.py")))
 _FUZZ_RUNS = 20_000  # executions, a few seconds: `make fuzz` goes on for longer
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

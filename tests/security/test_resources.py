@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.errors import LossCause, SandboxLost
@@ -144,13 +146,20 @@ async def test_R11_fallocate_cannot_reserve_more_than_there_is(small: Arena, fou
 
 async def test_R12_directories_10000_deep_can_be_made_and_go_with_the_sandbox(small: Arena, found: Found) -> None:
     outcome = await small.attack(
-        "import os, errno\ntry:\n    for depth in range(10_000): os.mkdir('d'); os.chdir('d')\n"
+        "import os, errno\nos.chdir('/tmp')\ntry:\n    for depth in range(10_000): os.mkdir('d'); os.chdir('d')\n"
         "except OSError as error: print(errno.errorcode[error.errno])\nprint(depth)\nos.chdir('/')",
         60,
     )
-    if not isinstance(outcome, CellResult):
-        assert small.gvisor, outcome
-    found("contained" if isinstance(outcome, CellResult) else ended(outcome))
+    if small.gvisor and isinstance(outcome, SandboxLost):
+        assert out_of_memory(outcome), outcome
+        found(ended(outcome))
+        return
+    # All of them, or as many as a limit of the sandbox lets be.
+    assert isinstance(outcome, CellResult), outcome
+    said = outcome.stdout.text.split()
+    assert said == ["9999"] or said[:-1] in (["ENOSPC"], ["ENOMEM"], ["ENAMETOOLONG"]), outcome
+    assert outcome.death is None
+    found("10,000" if said == ["9999"] else said[0])
 
 
 async def test_R14_a_hoard_of_full_pipes_ends_at_the_open_files(small: Arena, found: Found) -> None:
@@ -202,19 +211,39 @@ async def test_R20_R21_R22_R23_R24_a_cell_over_its_time_ends(small: Arena, code:
     found(ended(result))
 
 
-async def test_R26_a_daemon_that_outlives_its_cell_does_not_reach_the_next_ones_output(
+async def test_R26_a_daemon_that_outlives_its_cell_is_heard_whole_and_ends_with_the_sandbox(
     small: Arena, found: Found
 ) -> None:
-    attacked = (await small._sandboxes())[0]
-    await attacked.run(
-        "import os, time\nr, w = os.pipe()\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-        "        os.read(r, 1); os.write(1, b'DAEMON'); os._exit(0)\n    os._exit(0)\nos.wait()"
-    )
-    await attacked.run("os.close(r)")
-    result = await attacked.run("os.write(w, b'go'); print('mine')")
-    assert result.stdout.text.replace("DAEMON", "").strip() == "mine"
-    assert result.stdout.total_bytes <= len("mine\nDAEMON")
-    found("contained; ends with the sandbox")
+    """It has the worker's descriptors, so what it prints is the sandbox's output: no more of it, and no later."""
+    async with small.sandboxes.open(None, None) as attacked:
+        user = (await attacked.run("import os; os.getuid()")).stdout.text.strip()
+        await attacked.run(
+            "r, w = os.pipe()\nended, end = os.pipe()\n"
+            "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+            "        os.close(w); os.close(ended); os.read(r, 1); os.write(1, b'DAEMON'); os.close(end)\n"
+            "        import time; time.sleep(3600)\n    os._exit(0)\nos.wait(); os.close(r); os.close(end)"
+        )
+        result = await attacked.run("os.write(w, b'!'); os.read(ended, 1); os.write(1, b' and mine')")
+        assert result.status is CellStatus.OK
+        assert result.stdout.text.startswith("DAEMON and mine")
+        assert result.stdout.total_bytes == len(result.stdout.text)
+        assert (await attacked.run("print('alone')")).stdout.text == "alone\n"
+        there = _processes_of(user)
+    if not small.gvisor:  # whose processes are its own kernel's
+        assert there >= 3, "the agent, the worker and the daemon"
+        await small.sandboxes._destroying.drain(30)
+        assert _processes_of(user) == 0
+    found("its sandbox's output; ends with the sandbox")
+
+
+def _processes_of(user: str) -> int:
+    count = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            count += entry.name.isdecimal() and f"Uid:\t{user}\t" in (entry / "status").read_text()
+        except OSError:
+            continue  # it has ended
+    return count
 
 
 async def test_R27_a_thread_that_prints_after_its_cell_does_not_corrupt_the_next(small: Arena, found: Found) -> None:
@@ -282,34 +311,6 @@ async def test_R33_a_huge_traceback_is_cut(small: Arena, found: Found) -> None:
     assert result.error is not None
     assert len(result.error.message) + len(result.error.traceback) < 2 << 20
     found("cut")
-
-
-async def test_R34_page_cache_counts_for_the_sandbox_that_made_it(small: Arena, found: Found) -> None:
-    said = await small.says(
-        "import os\ndata = bytes(8 << 20)\nfor round in range(40):\n    open('/tmp/thrash', 'wb').write(data)\n"
-        "    open('/tmp/thrash', 'rb').read()\nos.unlink('/tmp/thrash'); print('done')",
-        60,
-    )
-    assert said == "done"
-    found("contained")
-
-
-async def test_R35_no_priority_above_the_neighbors(small: Arena, found: Found) -> None:
-    said = await small.says(
-        "import os\nrefused = []\n"
-        "for name, attempt in {\n    'nice': lambda: os.setpriority(os.PRIO_PROCESS, 0, -20),\n"
-        "    'rt': lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99)),\n}.items():\n"
-        "    try: attempt()\n    except OSError: refused.append(name)\n"
-        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nbig = bytearray(8 << 20)\n"
-        "if libc.mlock(ctypes.c_char_p(bytes(big)), 8 << 20): refused.append('mlock')\nprint(*refused)"
-    )
-    if small.gvisor:
-        # Its own kernel keeps these as notes and passes none of them to the host's.
-        assert set(said.split()) <= {"nice", "rt", "mlock"}
-        found(f"refused: {said or 'none'}; none of it reaches the host")
-    else:
-        assert said == "nice rt mlock"
-        found("EPERM, ENOMEM")
 
 
 async def test_R39_no_core_dump_is_written(small: Arena, found: Found) -> None:

@@ -14,6 +14,7 @@ from orchestrator.config import Config
 from orchestrator.errors import SandboxUnavailable
 from orchestrator.events import Sink
 from orchestrator.sandbox.engine import ContainerExit, ContainerSpec, EngineInfo, OwnedContainer
+from orchestrator.sandbox.self_check import Findings
 from orchestrator.seams import OutputSink
 from orchestrator.values import CellResult, CellStatus, Ending, OutputChunk, Spent, Usage
 from tests.unit.sample_runs import whole_run
@@ -64,6 +65,7 @@ class FakeOrchestrator:
     asked: list[tuple[str, object]] = field(default_factory=list)
     configs: list[Config] = field(default_factory=list)
     contexts: list[object] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
     closed: int = 0
 
     @asynccontextmanager
@@ -80,6 +82,9 @@ class FakeOrchestrator:
             return await self.answers(sinks)
         whole_run(*sinks)
         return FakeResult()
+
+    async def probe_sandboxes(self) -> Findings:
+        return self.findings
 
     @asynccontextmanager
     async def sandbox(self, context: object = None) -> AsyncIterator[FakeSandbox]:

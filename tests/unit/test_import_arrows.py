@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": WORDS | {"protocol", "tasks", "json_shape"},
     "folds": WORDS | {"text"},
     "run_session": WORDS | {"held", "rlm"},
-    "build": WORDS | ENGINE | {"config", "budget", "run_session", "folds"},
+    "runtimes": WORDS | {"sandbox"},
+    "build": WORDS | ENGINE | {"config", "budget", "run_session", "folds", "runtimes"},
     "library": WORDS | {"build", "config", "folds", "held", "loop_thread"},
     # The service. What both ends must know lies beneath both: `views`, and `wire` for the messages.
     "store": WORDS | {"text", "views", "folds"},

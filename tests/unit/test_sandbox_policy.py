@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,9 +10,8 @@ import pytest
 
 from orchestrator.errors import InvalidInput
 from orchestrator.sandbox import policy as policy_module
-from orchestrator.sandbox.container_config import container_config
+from orchestrator.sandbox.container_config import adapt_to_podman, container_config
 from orchestrator.sandbox.engine import ContainerSpec
-from orchestrator.sandbox.engine_docker import _adapt_to_podman as adapt_to_podman
 from orchestrator.sandbox.policy import Policy, load_policy
 
 TEXT = Path(policy_module.__file__).with_name("policy.toml").read_text()
@@ -35,7 +35,8 @@ def spec(policy: Policy) -> ContainerSpec:
         ("read_only_root]\nvalue = true", "read_only_root]\nvalue = false", "read_only_root"),
         ("no_new_privileges]\nvalue = true", "no_new_privileges]\nvalue = false", "no_new_privileges"),
         ("privileged]\nvalue = false", "privileged]\nvalue = true", "privileged"),
-        ('value = "65532:65532"', 'value = "0:0"', "user"),
+        ("first = 1879048192", "first = 0", "users"),
+        ("first = 1879048192", "first = 4294967296", "users"),
         ('["ALL"]', '["CHOWN"]', "capabilities_dropped"),
         ("oom_score_adj]\nvalue = 500", "oom_score_adj]\nvalue = -500", "oom_score_adj"),
         ("pids]\nvalue = 256", 'pids]\nvalue = "256"', "pids"),
@@ -72,7 +73,7 @@ def test_without_a_persons_limits_the_policy_stays_as_it_is() -> None:
 def test_the_engine_is_told_all_of_it() -> None:
     config = container_config(spec(load_policy()))
     host = config["HostConfig"]
-    assert config["User"] == "65532:65532"
+    assert config["User"] == "1879048192:1879048192"
     assert config["WorkingDir"] == "/"
     assert config["NetworkDisabled"]
     assert host["NetworkMode"] == "none"
@@ -86,7 +87,12 @@ def test_the_engine_is_told_all_of_it() -> None:
     assert host["LogConfig"]["Type"] == "none"
     assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
     assert {"Name": "core", "Soft": 0, "Hard": 0} in host["Ulimits"]
-    assert {"nosuid", "nodev"} <= set(host["Tmpfs"]["/tmp"].split(","))
+    assert {"nosuid", "nodev", "noexec"} <= set(host["Tmpfs"]["/tmp"].split(","))
+    for path in ("/dev/mqueue", "/dev/pts"):
+        assert "ro" in host["Tmpfs"][path].split(",")
+    assert "/proc/kcore" in host["MaskedPaths"]
+    assert "/proc/sys" in host["ReadonlyPaths"]
+    assert {"Name": "msgqueue", "Soft": 0, "Hard": 0} in host["Ulimits"]
     assert "Binds" not in host
     [mount] = host["Mounts"]
     assert (mount["Target"], mount["ReadOnly"]) == ("/rlm", True)
@@ -105,6 +111,19 @@ def test_podman_is_told_the_same_where_it_differs_in_how_it_is_told(tmp_path: Pa
     (file,) = tmp_path.iterdir()
     assert f"seccomp=/on/its/host/{file.name}" in host["SecurityOpt"]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_sandboxes_that_follow_one_another_have_different_users_also_where_an_engine_has_few() -> None:
+    policy = load_policy()
+    for mapped in (False, True):
+        users = (policy.users_of_a_mapped_engine if mapped else policy.users).value
+        last = users.first + users.count - 1
+        told = [
+            container_config(replace(spec(policy), identity=identity, mapped_users=mapped))["User"]
+            for identity in range(users.count - 2, users.count + 1)
+        ]
+        assert told == [f"{last - 1}:{last - 1}", f"{last}:{last}", f"{users.first}:{users.first}"]
+        assert last < (65536 if mapped else 2**31), "the engine, or an int32, has no such user"
 
 
 def test_a_profile_elsewhere_than_beside_the_policy_is_refused(tmp_path: Path) -> None:

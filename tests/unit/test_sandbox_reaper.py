@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ import pytest
 from orchestrator.errors import SandboxUnavailable
 from orchestrator.sandbox import reaper
 from orchestrator.sandbox.engine import OwnedContainer
-from orchestrator.sandbox.reaper import Charge, reap
+from orchestrator.sandbox.reaper import Charge, reap, standing_by
 from orchestrator.sandbox.state_dir import StateDir, open_state_dir, owner_record
 from tests.unit.sandbox_doubles import FakeEngine
 
@@ -60,6 +63,68 @@ async def test_a_create_that_was_under_way_is_waited_out(state: StateDir, answer
     assert state.sandbox_names() == []
     assert state.take_notes() == ["process 7 was killed; its reaper removed 1 containers and 1 directories"]
     assert state.dead_owners() == []
+
+
+async def test_it_is_sent_home_only_by_who_has_seen_that_nothing_is_left(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bytes] = []
+    monkeypatch.setattr(reaper, "_started", lambda _: Listener(said))
+    async with standing_by(state, "a") as dismissed:
+        await dismissed.dismiss()
+    with pytest.raises(asyncio.CancelledError):
+        async with standing_by(state, "b"):
+            raise asyncio.CancelledError
+    assert said == [b"goodbye\n", b""]
+
+
+class Listener:
+    """A process in place of the reaper's, that keeps what it was told before its pipe ended."""
+
+    def __init__(self, said: list[bytes]) -> None:
+        self._said = said
+        self.stdin = io.BytesIO()
+        self.stdin.close = self._close  # type: ignore[method-assign]
+        self.stdin.fileno = lambda: -1  # type: ignore[method-assign]
+
+    def _close(self) -> None:
+        self._said.append(self.stdin.getvalue())
+
+    def wait(self) -> int:
+        return 0
+
+
+def test_a_record_that_a_kill_left_without_its_name_is_removed_and_one_in_the_making_is_not(state: StateDir) -> None:
+    left, in_the_making = state.owners / ".aaaaaaaa", state.owners / ".bbbbbbbb"
+    left.touch()
+    with in_the_making.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        state.remove_partial_records()
+        assert os.listdir(state.owners) == [in_the_making.name]
+
+
+def test_an_owner_whose_record_is_taken_away_in_the_making_makes_itself_another(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = fcntl.flock
+    meddled: list[str] = []
+
+    def tidied_before(descriptor: int, how: int) -> None:
+        if not meddled and how & fcntl.LOCK_EX:
+            meddled.extend(os.listdir(state.owners))
+            state.remove_partial_records()
+        honest(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", tidied_before)
+    with owner_record(state) as owner:
+        assert meddled
+        assert os.listdir(state.owners) == [owner]
+
+
+def test_an_id_that_a_kill_left_half_made_goes_with_the_next_start(state: StateDir) -> None:
+    (state.path / ".id-0123").write_text("x")
+    assert open_state_dir(state.path).id == state.id
+    assert not list(state.path.glob(".id-*"))
 
 
 async def test_others_are_left_alone_and_nothing_done_is_nothing_said(state: StateDir) -> None:

@@ -15,12 +15,16 @@ def test_only_the_runtimes_processes_of_that_container_are_ended(tmp_path: Path)
     command = [sys.executable, "-c", "input()"]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE) as ours,
+        subprocess.Popen(command, stdin=subprocess.PIPE) as gofer,
+        subprocess.Popen(command, stdin=subprocess.PIPE) as shim,
         subprocess.Popen(command, stdin=subprocess.PIPE) as other,
         subprocess.Popen(command, stdin=subprocess.PIPE) as named,
     ):
         listed = {
             ours.pid: ["runsc-sandbox", "boot", OURS],
-            other.pid: ["runsc-sandbox", "boot", OTHER],
+            gofer.pid: ["runsc-gofer", "gofer", "--bundle", f"/run/moby/{OURS}"],
+            shim.pid: ["/usr/bin/containerd-shim-runc-v2", "-id", OURS],
+            other.pid: ["runsc-sandbox", "boot", OTHER, f"--log=/x/{OURS}.log"],
             named.pid: ["vim", OURS],
         }
         for pid, arguments in listed.items():
@@ -29,8 +33,8 @@ def test_only_the_runtimes_processes_of_that_container_are_ended(tmp_path: Path)
             (folder / "cmdline").write_bytes("\0".join(arguments).encode())
         (tmp_path / "999999999").mkdir()  # it has ended
 
-        assert end_runtime_processes(OURS, tmp_path) == [ours.pid]
-        assert ours.wait() == -9
+        assert sorted(end_runtime_processes(OURS, tmp_path)) == sorted([ours.pid, gofer.pid, shim.pid])
+        assert ours.wait() == gofer.wait() == shim.wait() == -9
         assert end_runtime_processes("", tmp_path) == []
         assert other.poll() is named.poll() is None
         for process in (other, named):
