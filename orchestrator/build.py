@@ -151,7 +151,7 @@ class Orchestrator:
     async def questions(self, settings: RunSettings, budget: Budget) -> CellQuestions:
         """Answers for the code of a sandbox without an RLM: from the root's model of these settings, in plain calls."""
         leaf = Leaf(await self._chat(settings, 0, budget), self.contexts, MAX_LEAF_CONTEXT_BYTES)
-        return CellQuestions(Questions(leaf, self.contexts))
+        return CellQuestions(Questions(leaf, self.contexts, budget.used_up))
 
     def check(self, query: str, settings: RunSettings) -> None:
         """Raises `InvalidInput` for a run that could not even begin."""
@@ -231,6 +231,7 @@ class Orchestrator:
                 cell_timeout_s=settings.cell_timeout_s,
                 instructions=settings.instructions[depth] if depth < len(settings.instructions) else "",
                 memory=kept.memory if kept is not None else None,
+                used_up=budget.used_up,
             )
         return model
 

@@ -111,8 +111,9 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.BatchStarted(size=size) if size > 1:
             distinct = f" ({event.distinct:,} distinct)" if event.distinct != size else ""
             return (repl(f"llm_batch of {size:,}{distinct}, at most {event.max_concurrent} at once"),)
-        case ev.BatchEnded(failed=failed):
+        case ev.BatchEnded(failed=failed, unasked=unasked):
             failures = f", {failed:,} failed" if failed else ""
+            failures += f", {unasked:,} were not asked any more" if unasked else ""
             return (repl(f"answers are back{failures}", logging.WARNING if failed else logging.DEBUG),)
         case ev.QueryStarted():
             kind = "sub-RLM" if event.recursive else "sub-call"
