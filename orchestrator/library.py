@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +29,7 @@ from orchestrator.config import Config
 from orchestrator.errors import InvalidInput, LossCause, RLMError, SandboxLost
 from orchestrator.events import Sink
 from orchestrator.folds.log_lines import LogSink
+from orchestrator.folds.safe_lines import lines_to_stderr
 from orchestrator.held import Held
 from orchestrator.loop_thread import before_exit, process_loop
 from orchestrator.seams import OutputSink
@@ -72,7 +73,8 @@ class RLM:
         self._logs: tuple[Sink, ...] = ()
         if enable_logging:
             self._logs = (LogSink(),)
-            _show_logs()
+            keys = (self._config.api_key, *(each.api_key for each in self._config.endpoints.values()))
+            _show_logs(keys)
 
     @property
     def config(self) -> Config:
@@ -108,10 +110,10 @@ class RLM:
 RLM_REPL = RLM
 
 
-def _show_logs() -> None:
+def _show_logs(secrets: Iterable[str | None]) -> None:
     logger = logging.getLogger("orchestrator")
     if not logger.hasHandlers():  # a program that has set logging up keeps its own ways
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(lines_to_stderr(secrets))
         logger.setLevel(logging.INFO)
 
 

@@ -16,6 +16,7 @@ from orchestrator.client.sandboxes import RemoteSandbox, open_sandbox
 from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.events import Sink
 from orchestrator.folds.log_lines import LogSink
+from orchestrator.folds.safe_lines import lines_to_stderr
 from orchestrator.held import Held
 from orchestrator.loop_thread import before_exit, process_loop
 from orchestrator.seams import OutputSink
@@ -107,7 +108,7 @@ RLM_REPL = RLM
 def _show_logs() -> None:
     logger = logging.getLogger("orchestrator")
     if not logger.hasHandlers():
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(lines_to_stderr())
         logger.setLevel(logging.INFO)
 
 

@@ -51,7 +51,7 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
 
     match event:
         case ev.RunStarted():
-            models = " > ".join(event.models)
+            models = one_line(" > ".join(event.models), 400)
             return (loop(f"run {event.run_id} started: max_depth={event.max_depth}, models {models}"),)
         case ev.RunEnded():
             spent = event.spent
@@ -65,7 +65,7 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.RlmStarted():
             info = event.context
             about = f"; context {info.type_name}, {info.length:,} {info.unit}" if info else ""
-            return (loop(f"RLM started on {event.model}: {one_line(event.query, 120)}{about}"),)
+            return (loop(f"RLM started on {one_line(event.model, 80)}: {one_line(event.query, 120)}{about}"),)
         case ev.RlmEnded(outcome=ev.Outcome.OK):
             return (loop(f"RLM answered ({event.ending}): {one_line(event.answer or '', 120)}"),)
         case ev.RlmEnded():
@@ -84,10 +84,10 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
             return (loop(retry, logging.WARNING),)
         case ev.ModelCallEnded(outcome=ev.Outcome.OK):
             source = "cache" if event.cached else f"{event.seconds:.1f} s"
-            heard = f"{event.model} replied in {source}: {_tokens(event.usage)}"
+            heard = f"{one_line(event.model, 80)} replied in {source}: {_tokens(event.usage)}"
             return (loop(heard), loop(f"reply: {one_line(event.text or '', 400)}", logging.DEBUG))
         case ev.ModelCallEnded():
-            return (loop(f"{event.model} {event.outcome}{_because(event.error)}", logging.WARNING),)
+            return (loop(f"{one_line(event.model, 80)} {event.outcome}{_because(event.error)}", logging.WARNING),)
         case ev.SandboxStarted():
             kind = "warm" if event.warm else "cold"
             return (repl(f"sandbox {event.name} {kind} after {event.seconds * 1000:.0f} ms"),)
@@ -130,7 +130,7 @@ def _cell(result: CellResult) -> str:
     status = result.status.replace("_", " ")
     text = f"cell {status} in {result.seconds:.2f} s, {result.stdout.total_bytes:,} bytes printed"
     if result.error:
-        text += f": {result.error.type_name}: {one_line(result.error.message, 160)}"
+        text += f": {one_line(result.error.type_name, 80)}: {one_line(result.error.message, 160)}"
     if result.death:
         text += f" ({result.death.cause.replace('_', ' ')}; its variables are gone)"
     if result.final:

@@ -179,7 +179,7 @@ class _Asking:
         # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
         async with asyncio.TaskGroup() as group:
             for count, (question, index) in enumerate(questions.items()):
-                if count % _AT_A_TURN == 0:
+                if count % _AT_A_TURN == 1:  # the first is heard of before others begin: it may speak for all
                     await asyncio.sleep(0)
                 await room.acquire()
                 if self._refusal is not None:
