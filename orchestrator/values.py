@@ -83,6 +83,7 @@ class FailureReason(StrEnum):
     DEADLINE = "deadline"
     SANDBOX = "sandbox"
     INVALID = "invalid"
+    NO_ROOM = "no_room"
 
 
 @dataclass(frozen=True, slots=True)

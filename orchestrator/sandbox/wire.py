@@ -315,6 +315,7 @@ _REASONS_OUT = {
     FailureReason.DEADLINE: pb.FAILURE_REASON_DEADLINE,
     FailureReason.SANDBOX: pb.FAILURE_REASON_SANDBOX,
     FailureReason.INVALID: pb.FAILURE_REASON_INVALID,
+    FailureReason.NO_ROOM: pb.FAILURE_REASON_NO_ROOM,
 }
 
 
@@ -360,19 +361,6 @@ def read_file_message(number: int, path: str) -> pb.AttachResponse:
     return pb.AttachResponse(read_file=pb.ReadFile(number=number, path=path))
 
 
-_NO_ROOM = pb.AskResponse(
-    slots=[
-        pb.Slot(
-            failure=pb.Failure(
-                reason=pb.FAILURE_REASON_NO_ROOM,
-                message="its answer was left out, since the answers to one call may have "
-                f"{MAX_ANSWER_BYTES >> 20} MiB together; ask fewer questions at once",
-            )
-        )
-    ]
-).SerializeToString()
-
-
 def answer_pieces(slots: Sequence[Slot]) -> list[bytes]:
     """An AskResponse in pieces, to be joined: a message's parts, encoded one by one, are the message.
 
@@ -411,3 +399,16 @@ def _slot(slot: Slot) -> pb.Slot:
 def _encodable(text: str) -> str:
     # A model's JSON may hold a lone surrogate, which no UTF-8 field can carry.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_NO_ROOM = pb.AskResponse(
+    slots=[
+        _slot(
+            Failed(
+                FailureReason.NO_ROOM,
+                "its answer was left out, since the answers to one call may have "
+                f"{MAX_ANSWER_BYTES >> 20} MiB together; ask fewer questions at once",
+            )
+        )
+    ]
+).SerializeToString()
