@@ -45,7 +45,7 @@ $(GENERATED): $(PROTOS) protos/generate.py | $(INSTALLED)
 
 .PHONY: engine
 engine: ## make sure that a Docker engine answers; as root on Debian or Ubuntu, install and start one
-	@STATE_DIR=.build sandbox_image/engine.sh
+	@STATE_DIR=.build $(STEP) 'engine' sandbox_image/engine.sh
 
 .PHONY: gvisor
 gvisor: engine ## install gVisor and register it with the engine, as root on Debian or Ubuntu (then: RLM_RUNTIME=runsc)

@@ -34,14 +34,15 @@ class NotHere(Exception):
 @benchmark("peers", "The same cell elsewhere")
 async def peers() -> Sequence[Row]:
     """To start a sandbox, and to run `print(1 + 1)` in it, in rounds that take turns; held against ours, a start
-    against ours from the pool (ours cold stands beside it; no peer was given a pool). Versions: rlms 0.1.3,
-    jupyter-client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0. Everything that a peer would
-    install at its start is in its image already, which is in its favor. rlms_local is LocalREPL, which runs code in the
-    caller's own process: it has no isolation, and is what a cell costs without any. rlms_docker is DockerREPL, whose
-    container here has no network, since its `docker run` needs the default bridge. jupyter_local is a kernel without a
-    container, over jupyter_client. llm_sandbox is a session on its Docker backend, without its set-up step and without
-    a network. smolagents_docker is DockerExecutor: a Jupyter gateway in a container. Not run: the interpreter of dspy,
-    which needs Deno."""
+    against ours from the pool (ours cold stands beside it; no peer was given a pool). Versions: rlms 0.1.3, jupyter-
+    client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything that a peer
+    would install at its start is in its image already, which is in its favor. rlms_local is LocalREPL, which runs
+    code in the caller's own process: it has no isolation, and is what a cell costs without any. rlms_docker is
+    DockerREPL, whose container here has no network, since its `docker run` needs the default bridge. jupyter_local
+    is a kernel without a container, over jupyter_client. llm_sandbox is a session on its Docker backend, without its
+    set-up step and without a network. smolagents_docker is DockerExecutor: a Jupyter gateway in a container.
+    dspy_deno is PythonInterpreter: Python compiled to WebAssembly, without native libraries, in Deno; its modules
+    are in Deno's cache already, and one of them, on a host of its own, is replaced by ten lines that do the same."""
     ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": []}
     theirs: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
@@ -91,7 +92,7 @@ def _ms(seconds: list[float]) -> tuple[float, ...]:
 @contextmanager
 def _peers(failed: dict[str, str]) -> Iterator[list[str]]:
     """The names of those to try; their environment, image and network are made where they are missing."""
-    names = ["rlms_local", "rlms_docker", "jupyter_local", "llm_sandbox", "smolagents_docker"]
+    names = ["rlms_local", "rlms_docker", "jupyter_local", "llm_sandbox", "smolagents_docker", "dspy_deno"]
     try:
         _make_environment()
         _make_image()
@@ -100,6 +101,10 @@ def _peers(failed: dict[str, str]) -> Iterator[list[str]]:
         failed.update(dict.fromkeys(names, str(error)))
         yield []
         return
+    try:
+        _probe("dspy_deno")  # which fills Deno's cache
+    except NotHere as error:
+        failed["dspy_deno"] = str(error)
     try:
         yield names
     finally:

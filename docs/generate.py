@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from orchestrator.build import MAX_LEAF_CONTEXT_BYTES
+from orchestrator.build import MAX_LEAF_CONTEXT_BYTES, PLAIN_CHARS
 from orchestrator.config import RunSettings, describe
 from orchestrator.hosting.settings import HostingSettings
 from orchestrator.llm.metered import DEFAULT_OUTPUT_TOKENS
@@ -130,7 +130,13 @@ def wire_limits() -> str:
         (
             "output tokens of a call, under `max_tokens` or `max_cost_usd` and with no `max_output_tokens`",
             f"{DEFAULT_OUTPUT_TOKENS:,}",
-            "the reply is cut (`length`); less when less of the budget is left",
+            "the reply is cut (`length`); less when less of the budget is left; not sent to a model that refuses it as "
+            "more than it can give",
+        ),
+        (
+            "question that `adaptive_depth` makes plain, its context included",
+            f"{PLAIN_CHARS:,} characters",
+            "a larger one gets an RLM where the depth allows it",
         ),
         (
             "wait that an API can ask for (`Retry-After`)",

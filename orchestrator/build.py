@@ -15,14 +15,15 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.budget import Budget
 from orchestrator.config import Config, RunSettings
-from orchestrator.errors import DeadlineExceeded, InvalidInput, RLMError
-from orchestrator.events import EventLog, Outcome, RunEnded, RunStarted, Sink, Span
+from orchestrator.errors import InvalidInput
+from orchestrator.events import EventLog, Outcome, RunEnded, RunStarted, Sink
+from orchestrator.folds.totals import Totals
 from orchestrator.llm.cache import AnswerCache, Cached
 from orchestrator.llm.metered import Metered
 from orchestrator.llm.openai_chat import OpenAIChat
@@ -31,6 +32,7 @@ from orchestrator.llm.prices import Prices
 from orchestrator.llm.retries import Retried
 from orchestrator.llm.throttle import Throttle, Throttled
 from orchestrator.rlm.batch import Questions
+from orchestrator.rlm.deadline import in_time
 from orchestrator.rlm.driver import RLM
 from orchestrator.rlm.iterations import iterations_at
 from orchestrator.rlm.leaf import Leaf
@@ -41,10 +43,11 @@ from orchestrator.sandbox.context_store import FileContextStore
 from orchestrator.sandbox.factory import DockerSandboxes
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.seams import Answer, ChatModel, ContextStore, LanguageModel, Sandbox, SandboxFactory
-from orchestrator.values import Completion, Context, Prompt, RunResult
+from orchestrator.values import Completion, Context, Deadline, Prompt, RunResult
 
 __all__ = ["Orchestrator", "RunResult", "open_orchestrator"]
 
+PLAIN_CHARS = 20_000  # with adaptive_depth: about 5,000 tokens, which any model reads well in one go
 MAX_LEAF_CONTEXT_BYTES = 4 * 1024 * 1024  # a plain model's window is smaller still: it will say so itself
 
 
@@ -151,7 +154,7 @@ class Orchestrator:
     async def questions(self, settings: RunSettings, budget: Budget) -> CellQuestions:
         """Answers for the code of a sandbox without an RLM: from the root's model of these settings, in plain calls."""
         leaf = Leaf(await self._chat(settings, 0, budget), self.contexts, MAX_LEAF_CONTEXT_BYTES)
-        return CellQuestions(Questions(leaf, self.contexts, budget.used_up))
+        return CellQuestions(Questions(leaf, self.contexts, used_up=budget.used_up))
 
     def check(self, query: str, settings: RunSettings) -> None:
         """Raises `InvalidInput` for a run that could not even begin."""
@@ -166,7 +169,8 @@ class Orchestrator:
         settings: RunSettings,
         sinks: Sequence[Sink],
     ) -> RunResult:
-        span = EventLog(*sinks).root()
+        totals = Totals()
+        span = EventLog(totals, *sinks).root()
         span.emit(
             RunStarted(
                 run_id,
@@ -178,14 +182,18 @@ class Orchestrator:
                 version("rlm-orchestrator"),
             )
         )
+        deadline = None
+        if (limit := settings.max_seconds) is not None:
+            deadline = Deadline(asyncio.get_running_loop().time() + limit, limit)
         started = time.monotonic()
         outcome, message = Outcome.CANCELLED, ""
         completion: Completion | None = None
         try:
-            completion = await _before_deadline(model, prompt, span, settings.max_seconds)
+            timed = replace(prompt, deadline=deadline)
+            completion = await in_time(model.completion(timed, span), deadline)
             outcome = Outcome.OK
-        except RLMError as error:
-            outcome, message = Outcome.FAILED, str(error)
+        except Exception as error:
+            outcome, message = Outcome.FAILED, str(error) or type(error).__name__
             raise
         finally:
             seconds = time.monotonic() - started
@@ -199,6 +207,7 @@ class Orchestrator:
             budget.by_model,
             budget.by_depth,
             seconds,
+            tuple(totals.finished_batches),
         )
 
     def _check(self, query: str, settings: RunSettings) -> None:
@@ -214,7 +223,8 @@ class Orchestrator:
 
     async def _compose(self, settings: RunSettings, budget: Budget, session: RunSession | None = None) -> LanguageModel:
         chats = [await self._chat(settings, depth, budget) for depth in range(settings.max_depth + 1)]
-        model: LanguageModel = Leaf(chats[settings.max_depth], self.contexts, MAX_LEAF_CONTEXT_BYTES)
+        leaves = [Leaf(chat, self.contexts, MAX_LEAF_CONTEXT_BYTES) for chat in chats]
+        model: LanguageModel = leaves[settings.max_depth]
         for depth in reversed(range(settings.max_depth)):
             kept = session if depth == 0 else None
             sandboxes: SandboxFactory = kept or self.sandboxes
@@ -231,6 +241,8 @@ class Orchestrator:
                 cell_timeout_s=settings.cell_timeout_s,
                 instructions=settings.instructions[depth] if depth < len(settings.instructions) else "",
                 memory=kept.memory if kept is not None else None,
+                plain=leaves[depth + 1],
+                plain_chars=PLAIN_CHARS if settings.adaptive_depth else 0,
                 used_up=budget.used_up,
             )
         return model
@@ -272,17 +284,6 @@ def import_model_libraries() -> None:
 def new_run_id() -> str:
     """A name that no other run has."""
     return f"run_{secrets.token_hex(8)}"
-
-
-async def _before_deadline(model: LanguageModel, prompt: Prompt, span: Span, max_seconds: float | None) -> Completion:
-    timeout = asyncio.timeout(max_seconds)
-    try:
-        async with timeout:
-            return await model.completion(prompt, span)
-    except TimeoutError:
-        if timeout.expired() and max_seconds is not None:
-            raise DeadlineExceeded("max_seconds", max_seconds) from None
-        raise
 
 
 class _Budgeted:

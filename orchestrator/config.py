@@ -64,6 +64,9 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     # recursion
     max_depth: Annotated[int, _setting("depths that have a REPL: 1 is a root with plain sub-calls", ge=1, le=16)] = 1
+    adaptive_depth: Annotated[
+        bool, _setting("small sub-calls are plain completions, also where the depth has REPLs; see depth.md")
+    ] = False
     max_iterations: Annotated[int, _setting("the root's iterations; depth d gets max(3, this // (d + 1))", ge=1)] = 20
     instructions: Annotated[
         tuple[str, ...],

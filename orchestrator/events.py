@@ -92,11 +92,17 @@ class RlmEnded(_Event, frozen=True):
 class IterationStarted(_Event, frozen=True):
     number: int  # from 1
     of: int
-    last_resort: bool = False  # out of iterations: the one plain question for the best answer so far
+    last_resort: bool = False  # out of iterations or of time: the one plain question for the best answer so far
 
 
 class IterationEnded(_Event, frozen=True):
     outcome: Outcome
+
+
+class TimeRanShort(_Event, frozen=True):
+    """Too little of `max_seconds` is left for another iteration: what comes is the question for the best answer."""
+
+    seconds_left: float  # until the RLM is stopped without an answer
 
 
 # --- model calls -------------------------------------------------------------------------------------------------
@@ -123,12 +129,14 @@ class ModelCallEnded(_Event, frozen=True):
     outcome: Outcome
     text: str | None
     finish_reason: FinishReason | None
-    usage: Usage | None  # None: the API did not say, or there was no answer
-    cost_usd: float | None  # None: unknown
+    usage: Usage | None  # all that it used, tries that nobody heard the answer of included; None: nothing
+    cost_usd: float | None  # of `usage`; None: unknown
     cached: bool
     model: str
     seconds: float
     error: str = ""
+    estimated: bool = False  # `usage` is our estimate or holds one: the API did not say, or the call was cut off
+    requested: bool = True  # API requests were made; not so for a call that the budget refused
 
 
 # --- sandboxes and cells -----------------------------------------------------------------------------------------
@@ -178,10 +186,19 @@ class BatchEnded(_Event, frozen=True):
     unasked: int = 0  # distinct ones that were not asked any more, since the budget had refused one for good
 
 
+class SubCallChoice(StrEnum):
+    """Why a sub-call is plain or recursive."""
+
+    DEPTH = "depth"  # the depth alone: there was no choice, or nobody made one
+    CODE = "code"  # the code asked for it so
+    SIZE = "size"  # adaptive depth
+
+
 class QueryStarted(_Event, frozen=True):
     index: int  # its place in the batch
     prompt: str  # of a long one the head and the tail, and its length
     recursive: bool
+    choice: SubCallChoice = SubCallChoice.DEPTH
 
 
 class QueryEnded(_Event, frozen=True):
@@ -207,6 +224,7 @@ Event = (
     | RlmEnded
     | IterationStarted
     | IterationEnded
+    | TimeRanShort
     | ModelCallStarted
     | ModelTextStreamed
     | ModelRetried
@@ -275,7 +293,7 @@ class EventLog:
         for sink in tuple(self._sinks):
             try:
                 sink(record)
-            except Exception:
+            except (Exception, SystemExit):
                 # One viewer's fault must not touch the run or the other viewers.
                 self._sinks.remove(sink)
                 logger.exception("an event sink raised and is dropped")

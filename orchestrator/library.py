@@ -17,8 +17,8 @@ configuration; they are opened when first needed and closed when the process end
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,10 +26,10 @@ import msgspec
 
 from orchestrator.build import Orchestrator, RunResult, open_orchestrator
 from orchestrator.config import Config
-from orchestrator.errors import InvalidInput, LossCause, RLMError, SandboxLost
+from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.events import Sink
 from orchestrator.folds.log_lines import LogSink
-from orchestrator.folds.safe_lines import lines_to_stderr
+from orchestrator.folds.log_setup import show_logs
 from orchestrator.held import Held
 from orchestrator.loop_thread import before_exit, process_loop
 from orchestrator.seams import OutputSink
@@ -74,7 +74,7 @@ class RLM:
         if enable_logging:
             self._logs = (LogSink(),)
             keys = (self._config.api_key, *(each.api_key for each in self._config.endpoints.values()))
-            _show_logs(keys)
+            show_logs(keys)
 
     @property
     def config(self) -> Config:
@@ -110,13 +110,6 @@ class RLM:
 RLM_REPL = RLM
 
 
-def _show_logs(secrets: Iterable[str | None]) -> None:
-    logger = logging.getLogger("orchestrator")
-    if not logger.hasHandlers():  # a program that has set logging up keeps its own ways
-        logger.addHandler(lines_to_stderr(secrets))
-        logger.setLevel(logging.INFO)
-
-
 class Sandbox:
     """A single-use container for Python code that is not trusted; no model, no network.
 
@@ -137,7 +130,12 @@ class Sandbox:
         self._held: Held[SandboxSeam] | None = None
 
     async def __aenter__(self) -> Sandbox:
-        await process_loop().call_async(self._open())
+        try:
+            await process_loop().call_async(self._open())
+        except BaseException:
+            # Cancelled just after it was opened: nobody else will close it.
+            await process_loop().call_async(self._close())
+            raise
         return self
 
     async def __aexit__(
@@ -146,7 +144,11 @@ class Sandbox:
         await process_loop().call_async(self._close())
 
     def __enter__(self) -> Sandbox:
-        process_loop().call(self._open())
+        try:
+            process_loop().call(self._open())
+        except BaseException:
+            process_loop().call(self._close())
+            raise
         return self
 
     def __exit__(
@@ -201,9 +203,14 @@ async def _shared(config: Config) -> Orchestrator:
     opening = _orchestrators[key]
     try:
         return (await asyncio.shield(opening)).value
-    except RLMError:
-        _orchestrators.pop(key, None)  # so that the next call tries again
-        raise
+    finally:
+        if _has_failed(opening) and _orchestrators.get(key) is opening:
+            del _orchestrators[key]  # so that the next call tries again
+
+
+def _has_failed(opening: asyncio.Task[Held[Orchestrator]]) -> bool:
+    """Whether nothing was opened: of whatever, a disk without room and a cancellation included."""
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 def close() -> None:
@@ -214,7 +221,10 @@ def close() -> None:
 async def _close_all() -> None:
     while _orchestrators:
         _, opening = _orchestrators.popitem()
-        await (await opening).leave()
+        await asyncio.wait({opening})
+        if not _has_failed(opening):
+            await opening.result().leave()
 
 
 before_exit(_close_all)
+os.register_at_fork(after_in_child=_orchestrators.clear)  # they are the parent's, as is the loop that they live in

@@ -14,7 +14,7 @@ from orchestrator.values import Batch, Context, Slot
 
 # What the code finds in its namespace from the beginning; see the guest's documentation.
 _QUERIES = ("llm_query", "llm_batch", "llm_query_batched", "rlm_query", "rlm_query_batched", "failed")
-_ANSWERS = ("FINAL", "FINAL_VAR", "SHOW_VARS", "answer", "SubcallError", "SubcallFailed")
+_ANSWERS = ("FINAL", "FINAL_VAR", "SHOW_VARS", "answer", "load_context", "SubcallError", "SubcallFailed")
 _SCAFFOLD = frozenset(("context", *_QUERIES, *_ANSWERS))
 
 

@@ -164,7 +164,10 @@ class ContextStore(Protocol):
         """What a guest handed along. Raises `InvalidInput` when it is not what its kind says."""
 
     async def read_text(self, context: Context, limit_bytes: int) -> str:
-        """The context as text, for a model that has no REPL. Raises `InvalidInput` when it is larger than the limit."""
+        """The context as text, for a model that has no REPL.
+
+        Raises `InvalidInput` when it is larger than the limit, and for bytes that are no UTF-8 text.
+        """
 
     async def drop(self, context: Context) -> None:
         """Removes the file; a sandbox that has it keeps it to its end."""

@@ -43,12 +43,30 @@ class Context:
     info: ContextInfo
 
 
+_MARGIN_SHARE = 0.1  # of the time that is left
+_MARGIN_MOST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When an answer must be there, in seconds of the running event loop's clock."""
+
+    at: float
+    max_seconds: float  # the whole run's limit that it comes from, for messages
+
+    def sooner(self, now: float) -> Deadline:
+        """For work that is done for this one: a tenth of what is left, at most 30 s, stays to make use of it."""
+        margin_s = min(_MARGIN_MOST_S, max(0.0, self.at - now) * _MARGIN_SHARE)
+        return Deadline(self.at - margin_s, self.max_seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A query, and the context to answer it from."""
+    """A query, and the context to answer it from; `deadline` None: there is time."""
 
     query: str
     context: Context | None = None
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +89,8 @@ class Batch:
 
     questions: tuple[Question, ...]
     max_concurrent: int
+    stop_at_failure: bool = False  # the first failure cancels the questions that are left
+    recursive: bool | None = None  # plain or recursive sub-calls, as far as the depth allows; None: as the host likes
 
 
 class FailureReason(StrEnum):
@@ -83,6 +103,7 @@ class FailureReason(StrEnum):
     DEADLINE = "deadline"
     SANDBOX = "sandbox"
     INVALID = "invalid"
+    CANCELLED = "cancelled"  # another question of its batch failed, and that was to be enough
     NO_ROOM = "no_room"
 
 
@@ -308,8 +329,19 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSpent:
+    """One `llm_batch` or `llm_query` of a cell, and all that was used for it, also by what is beneath it."""
+
+    depth: int  # of the RLM that asked
+    size: int  # questions, equal ones included
+    failed: int
+    seconds: float
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
-    """The answer of a run, and what it took."""
+    """The answer of a run, and what it took. `by_batch` holds the latest 1,000 batches, in the order of their ends."""
 
     run_id: str
     answer: str
@@ -318,3 +350,4 @@ class RunResult:
     by_model: Mapping[str, Spent]
     by_depth: Mapping[int, Spent]
     seconds: float
+    by_batch: tuple[BatchSpent, ...] = ()

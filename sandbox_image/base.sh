@@ -30,8 +30,9 @@ ensure_mmdebstrap() {
   command -v apt-get >/dev/null ||
     fail "no registry can be reached, and this is no Debian or Ubuntu. Load $OFFICIAL from a file: docker load -i FILE"
   say "installing mmdebstrap"
-  apt-get update -qq >/dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap debian-archive-keyring >/dev/null
+  { apt-get update -qq &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap debian-archive-keyring; } >"$scratch/apt.log" 2>&1 ||
+    { cat "$scratch/apt.log" >&2; fail "mmdebstrap could not be installed; apt's reasons are above"; }
 }
 
 # The packages are only extracted: their maintainer scripts would need perl, dpkg and apt inside, and nothing here needs them.
@@ -55,14 +56,22 @@ main() {
   for known in "$OFFICIAL" "$BUILT"; do
     if engine_has "$known"; then echo "$known"; return; fi
   done
-  say "pulling $OFFICIAL (given up after $PULL_TIMEOUT_S s)"
-  if timeout "$PULL_TIMEOUT_S" docker pull --quiet "$OFFICIAL" >/dev/null 2>&1; then echo "$OFFICIAL"; return; fi
-  ensure_mmdebstrap
-  say "$OFFICIAL cannot be pulled: building a base from Debian $SUITE packages instead (about 20 s)"
-  SECONDS=0
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
   chmod 755 "$scratch"
+  local status=0
+  say "pulling $OFFICIAL (tries for at most $PULL_TIMEOUT_S s)"
+  SECONDS=0
+  timeout "$PULL_TIMEOUT_S" docker pull --quiet "$OFFICIAL" >/dev/null 2>"$scratch/pull.log" || status=$?
+  if ((status == 0)); then echo "$OFFICIAL"; return; fi
+  if ((status == 124)); then
+    say "given up after $PULL_TIMEOUT_S s"
+  else
+    say "the pull failed after $SECONDS s: $(tail -n 1 "$scratch/pull.log" | cut -c 1-200)"
+  fi
+  ensure_mmdebstrap
+  say "building a base from Debian $SUITE packages instead (about 20 s)"
+  SECONDS=0
   build_from_packages "$scratch"
   say "$BUILT built in $SECONDS s"
   echo "$BUILT"

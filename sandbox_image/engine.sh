@@ -39,7 +39,9 @@ install() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io </dev/null >"$state_dir/docker-install.log" 2>&1 9>&- ||
     { cat "$state_dir/docker-install.log" >&2; fail "docker.io could not be installed; apt's reasons are above"; }
   # The command is a package of its own in newer releases.
-  command -v docker >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker-cli >/dev/null
+  command -v docker >/dev/null ||
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker-cli </dev/null >>"$state_dir/docker-install.log" 2>&1 9>&- ||
+    { cat "$state_dir/docker-install.log" >&2; fail "docker-cli could not be installed; apt's reasons are above"; }
 }
 
 # wait_for_engine [PID]: until it answers; gives up when the process PID ends, or after WAIT_S.

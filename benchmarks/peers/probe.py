@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 IMAGE = NETWORK = "rlm-bench-peers"
@@ -94,6 +95,22 @@ def smolagents_docker() -> Iterator[Run]:
         executor.cleanup()
 
 
+@contextmanager
+def dspy_deno() -> Iterator[Run]:
+    from dspy.primitives.python_interpreter import PythonInterpreter
+
+    # One module of its runner is on a host of its own: the few lines that are used of it are beside this file.
+    module = "https://deno.land/std@0.186.0/io/mod.ts"
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"imports": {module: Path(__file__).with_name("lines.js").as_uri()}}, file)
+        file.flush()
+        command = list(PythonInterpreter().deno_command)
+        command.insert(command.index("run") + 1, f"--import-map={file.name}")
+        with PythonInterpreter(deno_command=command) as interpreter:
+            interpreter.execute("0")  # it starts with its first code
+            yield lambda code: str(interpreter.execute(code))
+
+
 def _docker_without_network(folder: str) -> None:
     """Its `docker run` names no network and so needs the default bridge, which not every engine has."""
     docker = shutil.which("docker")
@@ -104,7 +121,9 @@ def _docker_without_network(folder: str) -> None:
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
 
-PEERS = {each.__name__: each for each in (rlms_local, rlms_docker, jupyter_local, llm_sandbox, smolagents_docker)}
+PEERS = {
+    each.__name__: each for each in (rlms_local, rlms_docker, jupyter_local, llm_sandbox, smolagents_docker, dspy_deno)
+}
 
 
 MODULES = {
@@ -113,6 +132,7 @@ MODULES = {
     "jupyter_local": "jupyter_client.manager",
     "llm_sandbox": "llm_sandbox",
     "smolagents_docker": "smolagents.remote_executors",
+    "dspy_deno": "dspy.primitives.python_interpreter",
 }
 
 

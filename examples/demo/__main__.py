@@ -1,4 +1,4 @@
-"""The main job, end to end: a recursive run over the source of the Python standard library.
+"""The main job, end to end: a recursive run over the source of this machine's Python.
 
 Without an API key the models are scripted (see `policies.py`); with one, or with MODEL=local, they are not. The rest is
 the same: this program starts the models' server where one is needed, runs the command that it prints, and checks the
@@ -21,12 +21,11 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from examples.demo.policies import policies
-from examples.demo.question import QUESTION, computed_answer, library_source
+from examples.demo.question import EXCLUDED, QUESTION, computed_answer, read_sources, source_folders
 from orchestrator.folds.journal import JournalReader
 from orchestrator.folds.totals import Totals
 from orchestrator.testing.scripted import ScriptedServerThread
 
-EXCLUDED = ("site-packages", "dist-packages")
 # A small model on two cores reads a passage or so a second: enough for these, not for all.
 LOCAL_FOLDERS = ("asyncio", "email", "importlib")
 RECORD = Path(".build/demo/run.jsonl")
@@ -46,11 +45,15 @@ def main() -> int:
     choice = os.environ.get("RLM_DEMO_MODEL") or "auto"
     with _setting(choice) as setting:
         print(f"\n{setting.says}\n", file=sys.stderr)
-        root = library_source()
-        places = [root / folder for folder in setting.folders] or [root]
-        sources = _sources(places)
+        places = source_folders()
+        if setting.folders:
+            places = [places[0] / folder for folder in setting.folders]
+        sources = read_sources(places)
         size = sum(len(text.encode()) for text in sources.values())
-        print(f"The context: {len(sources):,} files, {size / 1e6:.1f} MB, from {root}\n", file=sys.stderr)
+        print(
+            f"The context: {len(sources):,} files, {size / 1e6:.1f} MB, from {' and '.join(map(str, places))}\n",
+            file=sys.stderr,
+        )
         RECORD.parent.mkdir(parents=True, exist_ok=True)
         command = ["rlm", "ask", QUESTION, *map(str, places), "--include", "*.py"]
         for name in EXCLUDED:
@@ -92,19 +95,6 @@ def _judge(answer: str, sources: Mapping[str, str], setting: Setting) -> int:
         file=sys.stderr,
     )
     return 0 if right or not setting.checked else 1
-
-
-def _sources(places: list[Path]) -> dict[str, str]:
-    sources = {}
-    for place in places:
-        for path in sorted(place.rglob("*.py")):
-            if path.is_symlink() or {*EXCLUDED, "__pycache__"} & set(path.parts):
-                continue
-            try:
-                sources[str(path)] = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # test data in other encodings, which the command leaves out as well
-    return sources
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sysconfig
 from collections import Counter
@@ -18,9 +19,43 @@ _WORD = re.compile(r"\bremov(?:ed|al)\b", re.IGNORECASE)
 _ANNOUNCED = re.compile(r"remov\w*\s+(?:\w+\s+){0,3}?(?:in|from|by)\s+(?:Python\s+)?v?(3\.\d+)", re.IGNORECASE)
 
 
-def library_source() -> Path:
-    """The folder of the Python standard library's source, which every machine with Python has."""
-    return Path(sysconfig.get_paths()["stdlib"])
+EXCLUDED = ("site-packages", "dist-packages")
+ENOUGH_BYTES = 20_000_000
+
+
+def source_folders() -> list[Path]:
+    """Where tens of megabytes of Python source are, on every machine: the standard library's, and more if need be."""
+    paths = sysconfig.get_paths()
+    return enough_of(Path(paths["stdlib"]), Path(paths["purelib"]))
+
+
+def enough_of(library: Path, packages: Path) -> list[Path]:
+    """The library alone where it is large; Debian's is not, since it comes without its tests."""
+    size = sum(path.stat().st_size for path in python_files(library))
+    return [library] if size >= ENOUGH_BYTES else [library, packages]
+
+
+def python_files(folder: Path) -> Iterator[Path]:
+    """What `rlm ask FOLDER --include '*.py'`, without EXCLUDED, takes of a folder."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(set(folders) - {*EXCLUDED, "__pycache__"})
+        for path in (Path(parent, name) for name in sorted(files) if name.endswith(".py")):
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def read_sources(folders: list[Path]) -> dict[str, str]:
+    """By path, as the code in the sandbox finds them; test data that is no UTF-8 text is left out there as well."""
+    sources = {}
+    for folder in folders:
+        for path in python_files(folder):
+            data = path.read_bytes()
+            try:
+                if b"\0" not in data[:8192]:
+                    sources[str(path)] = data.decode()
+            except UnicodeDecodeError:
+                continue
+    return sources
 
 
 def announced_version(passage: str) -> str:

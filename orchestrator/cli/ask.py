@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import figures, interrupts, report
-from orchestrator.cli.inputs import FOLDER_NOTE, ContextFormat, Selection, gather
+from orchestrator.cli.inputs import FOLDER_NOTE, ContextFormat, Selection, gather, has_unread_input
 from orchestrator.cli.options import json_option, no_color_option, run_options, sandbox_options, server_option
 from orchestrator.cli.screen import colors, give, give_json, is_terminal, say, warn
 from orchestrator.cli.services import Orchestrating, Result, current
@@ -122,8 +122,12 @@ def ask(
         config = services.load(overrides)
         _log_to_stderr(verbose, (config.api_key, *(each.api_key for each in config.endpoints.values())))
         gathered = gather(files, ContextFormat(context_format), Selection(include, exclude))
+        if record is not None:
+            gathered.refuse_to_overwrite(record)
         if not quiet:
             _tell_skipped(gathered.skipped)
+            if not files and has_unread_input():
+                say("Note: standard input is not read. Give - in the place of a FILE to have it as the context.")
         opened = services.opened(server, config, overrides)
         result = interrupts.run(lambda: _ask(opened, question, gathered.context, watch, record))
     except RLMError as error:
@@ -133,7 +137,7 @@ def ask(
         unanswered({"type": "Canceled", "message": f"stopped by {stop}", "exit_code": stop.exit_code, "details": {}})
         raise click.exceptions.Exit(stop.exit_code) from None
     if as_json:
-        give_json(report.answered_json(result))
+        give_json(report.answered_json(result, watch.totals))
     else:
         give(result.answer)
     _tell_end(result, watch, quiet or as_json)
@@ -190,10 +194,9 @@ def _tell_skipped(skipped: Sequence[str]) -> None:
 
 def _tell_end(result: Result, watch: _Watch, quiet: bool) -> None:
     if result.ending is Ending.BEST_EFFORT:
-        warn(
-            "the iterations ran out: this is the model's best answer so far, not a final one. "
-            "Raise --max-iterations for more."
-        )
+        short = watch.tree.root is not None and watch.tree.root.time_short
+        what, option = ("time", "--max-seconds") if short else ("iterations", "--max-iterations")
+        warn(f"the {what} ran out: this is the model's best answer so far, not a final one. Raise {option} for more.")
     if not quiet:
         iterations = watch.tree.root.iteration if watch.tree.root else 0
         parts = [figures.count(iterations, "iteration")] if iterations else []

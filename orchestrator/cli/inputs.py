@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
+import stat
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +18,7 @@ from pathlib import Path
 from orchestrator.errors import InvalidInput
 
 _SNIFFED_BYTES = 8192
+_STDIN = Path("-")
 FOLDER_NOTE = "(versions, caches or dependencies)"
 _SKIPPED_FOLDERS = frozenset(
     {".git", ".hg", ".svn", ".bzr", ".jj", "CVS", "__pycache__", "node_modules", ".venv", ".tox"}
@@ -61,6 +65,23 @@ class Gathered:
     context: object | None
     files: int = 0
     skipped: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()  # of all that was found, also of what was left out since it is no text
+
+    def refuse_to_overwrite(self, path: Path) -> None:
+        """Raises `InvalidInput` when writing to `path` would destroy what was pointed at."""
+        try:
+            target = path.stat()
+        except OSError:
+            return  # it is not there yet, or whoever opens it will say why it cannot be
+        for each in self.paths:
+            try:
+                found = os.fstat(sys.stdin.fileno()) if each == _STDIN else each.stat()
+            except (OSError, ValueError):
+                continue
+            if os.path.samestat(found, target):
+                raise InvalidInput(
+                    "--record", f"{path} is one of the inputs, and would be overwritten.", "Name another file."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,7 @@ def gather(arguments: Sequence[str], form: ContextFormat, selection: Selection =
     several = len(arguments) > 1
     for argument in arguments:
         if argument == "-":
-            found.append(_Found("-", Path("-"), named=True))
+            found.append(_Found("-", _STDIN, named=True))
             continue
         path = Path(argument)
         if path.is_dir():
@@ -93,13 +114,20 @@ def gather(arguments: Sequence[str], form: ContextFormat, selection: Selection =
         elif path.exists():
             found.append(_Found(argument, path, named=True))
         else:
-            found.extend(_expand(argument))
+            for match in _expand(argument):
+                # As when the shell expands it. What `**` matches has the content of all folders already.
+                if match.is_dir() and "**" not in argument:
+                    several = True
+                    found.extend(_walk(match, selection, skipped))
+                elif match.is_file():
+                    found.append(_Found(str(match), match, named=False))
     unique = {each.name: each for each in found}
+    paths = tuple(each.path for each in unique.values())
     if len(unique) > 1:
         several = True
     if not several:
         (only,) = unique.values()
-        return Gathered(_lazily(only) if form is ContextFormat.AUTO else _read(only, form), 1, tuple(skipped))
+        return Gathered(_lazily(only) if form is ContextFormat.AUTO else _read(only, form), 1, tuple(skipped), paths)
     if form is ContextFormat.BYTES:
         raise InvalidInput(
             "--context-format", "bytes takes one file.", "Give one file, or leave the format out for a dict of texts."
@@ -115,17 +143,30 @@ def gather(arguments: Sequence[str], form: ContextFormat, selection: Selection =
         raise InvalidInput(
             "FILE", f"there is no text file in {', '.join(arguments)}.", "Point at files that hold text."
         )
-    return Gathered(contents, len(contents), tuple(skipped))
+    return Gathered(contents, len(contents), tuple(skipped), paths)
 
 
-def _expand(pattern: str) -> Iterator[_Found]:
-    matches = sorted(glob.glob(pattern, recursive=True))
-    files = [match for match in matches if Path(match).is_file()]
-    if not files:
+def _expand(pattern: str) -> list[Path]:
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if not any(match.is_file() or (match.is_dir() and "**" not in pattern) for match in matches):
         rule = "matches no file." if glob.has_magic(pattern) else "no such file or folder."
         raise InvalidInput(pattern, rule, f"Check the path; it is looked for from {Path.cwd()}.")
-    for match in files:
-        yield _Found(match, Path(match), named=False)
+    return matches
+
+
+def has_unread_input() -> bool:
+    """Whether something waits on standard input: a program that reads none of it should say so."""
+    try:
+        descriptor = sys.stdin.fileno()
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size > 0
+        if not stat.S_ISFIFO(found.st_mode):
+            return False
+        waiting = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    except (OSError, ValueError, AttributeError):
+        return False
+    return int.from_bytes(waiting, sys.byteorder) > 0
 
 
 def _walk(folder: Path, selection: Selection, skipped: list[str]) -> Iterator[_Found]:

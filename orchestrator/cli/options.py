@@ -37,12 +37,19 @@ _SANDBOX = (
 )
 _RUN = (
     click.option("--depth", "max_depth", type=int, metavar="N", help="Depths with a REPL: 1 has plain sub-calls."),
+    click.option(
+        "--adaptive-depth",
+        is_flag=True,
+        default=None,
+        help="Small sub-calls are plain, also where the depth has REPLs.",
+    ),
     click.option("--model", metavar="NAME", help="The root's model."),
     click.option("--sub-model", "recursive_model", metavar="NAME", help="The sub-calls' model."),
     click.option("--max-iterations", type=int, metavar="N", help="Iterations of the root."),
     click.option("--max-cost", "max_cost_usd", type=float, metavar="USD", help="Cost of the whole run, at most."),
     click.option("--max-calls", type=int, metavar="N", help="Model calls of the whole run, at most."),
     click.option("--max-tokens", type=int, metavar="N", help="Tokens of the whole run, at most."),
+    click.option("--max-output-tokens", type=int, metavar="N", help="Tokens of one reply, at most."),
     click.option("--max-seconds", type=float, metavar="S", help="Time of the whole run, at most."),
     click.option("--max-concurrent", type=int, metavar="N", help="API requests at a time."),
     click.option("--max-sandboxes", type=int, metavar="N", help="Sandboxes that the whole run may open."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.cli.exit_codes import exit_code_of
@@ -17,7 +17,7 @@ from orchestrator.errors import (
     SandboxUnavailable,
 )
 from orchestrator.folds.totals import Totals
-from orchestrator.values import Spent
+from orchestrator.values import BatchSpent, Spent
 
 
 def spent_json(spent: Spent) -> dict[str, Any]:
@@ -61,7 +61,20 @@ def error_json(error: RLMError) -> dict[str, Any]:
     }
 
 
-def answered_json(result: Result) -> dict[str, Any]:
+def batches_json(batches: Iterable[BatchSpent]) -> list[dict[str, Any]]:
+    return [
+        {
+            "depth": each.depth,
+            "size": each.size,
+            "failed": each.failed,
+            "seconds": round(each.seconds, 3),
+            "spent": spent_json(each.spent),
+        }
+        for each in batches
+    ]
+
+
+def answered_json(result: Result, totals: Totals) -> dict[str, Any]:
     return {
         "answer": result.answer,
         "ending": result.ending,
@@ -70,6 +83,7 @@ def answered_json(result: Result) -> dict[str, Any]:
         "spent": spent_json(result.spent),
         "by_model": _each(result.by_model),
         "by_depth": _each(result.by_depth),
+        "by_batch": batches_json(totals.finished_batches),
         "error": None,
     }
 
@@ -86,6 +100,7 @@ def unanswered_json(
         "spent": spent_json(spent),
         "by_model": _each(totals.by_model),
         "by_depth": _each(totals.by_depth),
+        "by_batch": batches_json(totals.finished_batches),
         "error": dict(error),
     }
 

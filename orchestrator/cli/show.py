@@ -12,7 +12,7 @@ import click
 from orchestrator import events as ev
 from orchestrator.cli import figures
 from orchestrator.cli.options import json_option, no_color_option, server_option
-from orchestrator.cli.report import spent_json
+from orchestrator.cli.report import batches_json, spent_json
 from orchestrator.cli.screen import give, give_json, warn
 from orchestrator.cli.services import current
 from orchestrator.folds.journal import JournalReader
@@ -216,18 +216,10 @@ def _totals_json(reader: JournalReader | Recorded) -> dict[str, object]:
         "ending": ended.ending if ended else None,
         "error": ended.error if ended else None,
         "seconds": round(ended.seconds, 3) if ended else None,
-        "spent": spent_json(totals.tree),
+        # The budget's own count, where the recording has it: it is what was billed.
+        "spent": spent_json(ended.spent if ended else totals.tree),
         "by_model": {name: spent_json(spent) for name, spent in sorted(totals.by_model.items())},
         "by_depth": {str(depth): spent_json(spent) for depth, spent in sorted(totals.by_depth.items())},
-        "batches": [
-            {
-                "depth": each.depth,
-                "size": each.size,
-                "failed": each.failed,
-                "seconds": round(each.seconds, 3),
-                "spent": spent_json(each.spent),
-            }
-            for each in totals.finished_batches
-        ],
+        "by_batch": batches_json(totals.finished_batches),
         "complete": ended is not None and not reader.cut,
     }

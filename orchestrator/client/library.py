@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +15,7 @@ from orchestrator.client.sandboxes import RemoteSandbox, open_sandbox
 from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.events import Sink
 from orchestrator.folds.log_lines import LogSink
-from orchestrator.folds.safe_lines import lines_to_stderr
+from orchestrator.folds.log_setup import show_logs
 from orchestrator.held import Held
 from orchestrator.loop_thread import before_exit, process_loop
 from orchestrator.seams import OutputSink
@@ -80,7 +79,7 @@ class RLM:
         self._sinks = tuple(sinks)
         if enable_logging:
             self._sinks += (LogSink(),)
-            _show_logs()
+            show_logs()
 
     def completion(self, context: object = None, query: str | None = None) -> str:
         """See `orchestrator.RLM.completion`."""
@@ -103,13 +102,6 @@ class RLM:
 
 
 RLM_REPL = RLM
-
-
-def _show_logs() -> None:
-    logger = logging.getLogger("orchestrator")
-    if not logger.hasHandlers():
-        logger.addHandler(lines_to_stderr())
-        logger.setLevel(logging.INFO)
 
 
 class Sandbox:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.client.calls import Client, stopped
@@ -13,6 +14,7 @@ from orchestrator.client.sandboxes import RemoteSandbox, open_sandbox
 from orchestrator.config import Config
 from orchestrator.errors import InvalidInput, RLMError
 from orchestrator.events import RunEnded, Sink
+from orchestrator.folds.totals import Totals
 from orchestrator.values import RunResult
 from orchestrator.views import RunState, RunView
 from orchestrator.wire.settings import NAMES
@@ -50,18 +52,20 @@ class Remote:
                 await self._cancel(starting.result().run_id)
             raise
         try:
-            seconds = await self._watch(view.run_id, sinks)
+            totals = Totals()
+            seconds = await self._watch(view.run_id, totals, sinks)
             view = await self.client.get(view.run_id)
         except asyncio.CancelledError:
             await self._cancel(view.run_id)
             raise
-        return result_of(view, seconds)
+        return replace(result_of(view, seconds), by_batch=tuple(totals.finished_batches))
 
     def sandbox(self, context: object = None) -> AbstractAsyncContextManager[RemoteSandbox]:
         return open_sandbox(self.client, context)
 
-    async def _watch(self, run_id: str, sinks: Sequence[Sink]) -> float | None:
-        seconds, alive = None, list(sinks)
+    async def _watch(self, run_id: str, totals: Totals, sinks: Sequence[Sink]) -> float | None:
+        seconds: float | None = None
+        alive: list[Sink] = [totals, *sinks]
         async for record in self.client.watch(run_id, with_pieces=bool(sinks)):
             for sink in tuple(alive):
                 try:

@@ -7,6 +7,7 @@ grow but have gaps. Each line is flushed as it is written: after a `kill -9` all
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from orchestrator.errors import InvalidInput, RunNotReplayable
 from orchestrator.events import CellPrinted, ModelTextStreamed, NoticeGiven, Record
 
 FORMAT = "rlm-journal"
-VERSION = 1
+VERSION = 2
 DEFAULT_MAX_BYTES = 1 << 30
 _MAX_LINE_BYTES = 256 << 20
 # What decoding raises: a text that is not UTF-8, and nesting too deep, are no MsgspecError.
@@ -47,6 +48,8 @@ class JournalWriter:
         self._encoder = msgspec.json.Encoder()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)  # one that was there before has kept its mode
         except OSError as error:
             raise InvalidInput(
                 "--record", f"cannot write {path}: {error.strerror}.", "Name a file in a folder you may write to."

@@ -73,6 +73,8 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.IterationStarted():
             last = ", the last plain question" if event.last_resort else ""
             return (loop(f"iteration {event.number}/{event.of}{last}"),)
+        case ev.TimeRanShort(seconds_left=left):
+            return (loop(f"time ran short: {left:.1f} s are left for the best answer so far", logging.WARNING),)
         case ev.ModelCallStarted():
             return tuple(
                 loop(f"{message.role}: {one_line(message.content, 400)}", logging.DEBUG)
@@ -84,7 +86,8 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
             return (loop(retry, logging.WARNING),)
         case ev.ModelCallEnded(outcome=ev.Outcome.OK):
             source = "cache" if event.cached else f"{event.seconds:.1f} s"
-            heard = f"{one_line(event.model, 80)} replied in {source}: {_tokens(event.usage)}"
+            about = "about " if event.estimated else ""
+            heard = f"{one_line(event.model, 80)} replied in {source}: {about}{_tokens(event.usage)}"
             return (loop(heard), loop(f"reply: {one_line(event.text or '', 400)}", logging.DEBUG))
         case ev.ModelCallEnded():
             return (loop(f"{one_line(event.model, 80)} {event.outcome}{_because(event.error)}", logging.WARNING),)

@@ -13,31 +13,23 @@ from orchestrator.events import (
     Record,
     SandboxStarted,
 )
-from orchestrator.values import Spent, Usage
+from orchestrator.values import BatchSpent, Spent, Usage
 
 
 def spent_by(event: ModelCallEnded) -> Spent:
     """What one model call used. A call without a price counts as unpriced: its cost is unknown, not zero."""
     if event.cached:
         return Spent(cached_calls=1)
+    calls = int(event.requested)
     return Spent(
-        calls=1,
-        failed_calls=0 if event.outcome is Outcome.OK else 1,
+        calls=calls,
+        failed_calls=0 if event.outcome is Outcome.OK else calls,
         usage=event.usage or Usage(),
         cost_usd=event.cost_usd or 0.0,
         # A call that failed before it was answered has no usage, and nothing that a price could be asked for.
         unpriced_calls=1 if event.cost_usd is None and (event.outcome is Outcome.OK or event.usage) else 0,
+        estimated_calls=int(event.estimated),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTotal:
-    span_id: int
-    depth: int
-    size: int
-    failed: int
-    seconds: float
-    spent: Spent
 
 
 @dataclass(slots=True)
@@ -55,7 +47,7 @@ class Totals:
     tree: Spent = field(default_factory=Spent)
     by_model: dict[str, Spent] = field(default_factory=dict)
     by_depth: dict[int, Spent] = field(default_factory=dict)
-    finished_batches: deque[BatchTotal] = field(init=False)
+    finished_batches: deque[BatchSpent] = field(init=False)
     _open: dict[int, _OpenBatch] = field(default_factory=dict)
     _enclosing: dict[int, tuple[int, ...]] = field(default_factory=dict)  # span: the batches that it is in
 
@@ -74,9 +66,9 @@ class Totals:
             case BatchEnded(failed=failed):
                 if batch := self._open.pop(span_id, None):
                     self.finished_batches.append(
-                        BatchTotal(span_id, record.depth, batch.size, failed, record.at - batch.started, batch.spent)
+                        BatchSpent(record.depth, batch.size, failed, record.at - batch.started, batch.spent)
                     )
-            case ModelCallEnded():
+            case ModelCallEnded() if event.requested or event.cached:
                 self._add(record, spent_by(event), event.model)
             case SandboxStarted():
                 self._add(record, Spent(sandboxes=1), None)

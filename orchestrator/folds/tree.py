@@ -61,6 +61,7 @@ class Row:
     iteration: int = 0
     iterations: int = 0
     last_resort: bool = False
+    time_short: bool = False
     detail: str = ""  # a retry, an error
     spent: Spent = field(default_factory=Spent)  # with all rows beneath
     size: int = 0  # of a batch: how many questions are really asked
@@ -168,6 +169,8 @@ class CallTree:
                 self._spend(row, Spent(sandboxes=1))
             case ev.IterationStarted():
                 row.iteration, row.iterations, row.last_resort = event.number, event.of, event.last_resort
+            case ev.TimeRanShort():
+                row.time_short = True
             case ev.ModelCallStarted():
                 self._activate(row, State.THINKING)
                 row.detail = ""

@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypeVar
 
 from orchestrator.budget import Budget
+from orchestrator.config import Config
 from orchestrator.errors import BudgetExceeded, DeadlineExceeded, InvalidInput, ModelFailed, ModelFailure, RLMError
 from orchestrator.events import EventLog, Span
 from orchestrator.llm.cache import AnswerCache, Cached
@@ -64,7 +64,8 @@ class AsyncOpenAIClient:
     """Completions by one model, with retries, throttling, deduplication and cost tracking.
 
     The connection lives in a thread of its own with its own event loop, so one client serves any number of loops and
-    threads. The key and the address come from OPENAI_API_KEY and OPENAI_BASE_URL when they are not given.
+    threads. The key and the address come from OPENAI_API_KEY and OPENAI_BASE_URL when they are not given: from the
+    environment, or from a `.env` file in the current folder.
     `max_concurrent` is the most API requests at a time, over all calls. `prices` are in USD per million
     tokens, as in `Prices`. `options` are further request fields for every call.
 
@@ -86,8 +87,8 @@ class AsyncOpenAIClient:
         cache_mib: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        api_key = api_key or os.environ.get("OPENAI_API_KEY")
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        settings = Config.load({"api_key": api_key or None, "base_url": base_url or None})
+        api_key, base_url = settings.api_key, settings.base_url
         self.model = model
         self._max_attempts = max_attempts
         self._backoff = backoff
@@ -207,6 +208,7 @@ class AsyncOpenAIClient:
         for messages in batch:
             copies[messages] = copies.get(messages, 0) + 1
         done = 0
+        stops: list[BaseException] = []
 
         async def slot(messages: tuple[Message, ...]) -> SlotText:
             nonlocal done
@@ -219,12 +221,23 @@ class AsyncOpenAIClient:
                     result = SlotText(f"Error: {error}", _reason(error))
             done += copies[messages]
             if on_progress is not None:
-                on_progress(done, len(batch))
+                try:
+                    on_progress(done, len(batch))
+                except (SystemExit, KeyboardInterrupt) as stop:
+                    stops.append(stop)  # out of a task of its own it would end the event loop instead
+                    raise _ProgressStopped from None
             return result
 
-        results = await _all_or_none([slot(messages) for messages in copies])
+        try:
+            results = await _all_or_none([slot(messages) for messages in copies])
+        except _ProgressStopped:
+            raise stops[0] from None
         answers = dict(zip(copies, results, strict=True))
         return [answers[messages] for messages in batch]
+
+
+class _ProgressStopped(Exception):
+    """`on_progress` wants the program to end."""
 
 
 async def _hold(opening: AbstractAsyncContextManager[OpenAIClient], opened: Future[OpenAIClient]) -> None:

@@ -174,11 +174,13 @@ class Cached:
             if flight.payer is waiter:
                 # It came in just as its payer left: paid for, and read by nobody that knows the amount.
                 tally.add(RequestTally(flight.tally.sent, max(0, flight.tally.closed - 1)))
-            elif flight.waiters == [waiter] and not flight.task.done():
+            elif flight.waiters == [waiter]:
                 self._cache.land(key, flight)  # nobody joins a request that is being given up
+                # Where it came in this very moment there is nothing to cancel, and it was paid for all the same.
+                came = flight.task.done() and not flight.task.cancelled() and flight.task.exception() is None
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
-                tally.add(flight.tally)
+                tally.add(RequestTally(flight.tally.sent, max(0, flight.tally.closed - int(came))))
             raise
         finally:
             flight.waiters.remove(waiter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.budget import Budget, Wanted
 from orchestrator.events import ModelCallEnded, ModelCallStarted, Outcome, Span, SpanKind
@@ -24,7 +24,8 @@ class Metered:
     """Reserves before a call and settles after it, also one that fails or is cancelled.
 
     Emits `ModelCallStarted` and `ModelCallEnded` on a child of the caller's span, and sets `Reply.cost_usd`. What a
-    call used and the API did not tell is estimated from its text, and counted in `Spent.estimated_calls`.
+    call used and the API did not tell is estimated from its text, and counted in `Spent.estimated_calls`. The event
+    has what the budget was charged, so that a record and the bill agree.
     """
 
     def __init__(
@@ -64,25 +65,31 @@ class Metered:
         started = self._clock()
         outcome, error = Outcome.CANCELLED, ""
         reply: Reply | None = None
+        bill = _Bill()  # what the budget was charged
         try:
-            reply = await self._reserved(messages, child, on_text, max_output_tokens, tally or RequestTally())
+            reply = await self._reserved(messages, child, on_text, max_output_tokens, tally or RequestTally(), bill)
             outcome = Outcome.OK
             return reply
         except Exception as failure:
             outcome, error = Outcome.FAILED, str(failure)
             raise
         finally:
+            spent = bill.spent
+            heard = reply is not None and not reply.cached
+            used = spent.usage if heard or spent.usage.total_tokens else None
             child.emit(
                 ModelCallEnded(
                     outcome=outcome,
                     text=reply.text if reply else None,
                     finish_reason=reply.finish_reason if reply else None,
-                    usage=reply.usage if reply else None,
-                    cost_usd=reply.cost_usd if reply else None,
+                    usage=used,
+                    cost_usd=spent.cost_usd if used is not None and self._price is not None else None,
                     cached=reply.cached if reply else False,
                     model=reply.model if reply else self.name,
                     seconds=self._clock() - started,
                     error=error,
+                    estimated=spent.estimated_calls > 0,
+                    requested=spent.calls > 0,
                 )
             )
 
@@ -93,6 +100,7 @@ class Metered:
         on_text: TextSink | None,
         max_output_tokens: int | None,
         tally: RequestTally,
+        bill: _Bill,
     ) -> Reply:
         size = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages)
         output = self._output_tokens if max_output_tokens is None else min(self._output_tokens, max_output_tokens)
@@ -110,13 +118,15 @@ class Metered:
                 )
             except BaseException:
                 # Cancellation included: what was sent is paid for.
-                reservation.settle(self._lost(tally, _estimate(size, read.size), failed=True))
+                bill.spent = self._lost(tally, _estimate(size, read.size), failed=True)
                 raise
-            if reply.cached:
-                reservation.settle(Spent(cached_calls=1))
-                return reply
-            lost = self._lost(tally, _estimate(size, 0), failed=False)
-            reservation.settle(self._answered(reply, size) + lost)
+            else:
+                if reply.cached:
+                    bill.spent = Spent(cached_calls=1)
+                    return reply
+                bill.spent = self._answered(reply, size) + self._lost(tally, _estimate(size, 0), failed=False)
+            finally:
+                reservation.settle(bill.spent)
             return replace(reply, cost_usd=self._cost(reply.usage))
 
     def _answered(self, reply: Reply, size: int) -> Spent:
@@ -147,6 +157,11 @@ class Metered:
 
     def _cost(self, usage: Usage | None) -> float | None:
         return None if usage is None or self._price is None else self._price(usage)
+
+
+@dataclass(slots=True)
+class _Bill:
+    spent: Spent = field(default_factory=Spent)
 
 
 class _Read:

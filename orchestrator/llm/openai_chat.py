@@ -21,12 +21,12 @@ from orchestrator.values import Message, Reply
 _RESERVED = frozenset({"model", "messages", "stream", "stream_options", "n", "timeout", "extra_headers"})
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
-# OpenAI: "max_tokens is too large: 16384. This model supports at most 4096 completion tokens, ..."
-# vLLM: "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 8192 tokens
-# and your request has 50 input tokens (16384 > 8192 - 50)."
-_TOO_LARGE = re.compile(r"too large|at most \d|exceeds", re.IGNORECASE)
-_AT_MOST = re.compile(r"at most (\d{1,9}) (?:completion |output )?tokens")
-_WINDOW = re.compile(r"context length is (\d{1,9}) tokens and your request has (\d{1,9}) input tokens")
+# "max_tokens is too large: 16384. This model supports at most 4096 completion tokens", and how others say it.
+_TOO_LARGE = re.compile(
+    r"too (?:large|high|big|long)|at most|exceed|less than or equal|maximum|range|reduce|<=|>", re.IGNORECASE
+)
+_TOO_SMALL = re.compile(r"at least|below|minimum|too (?:small|low)|greater than or equal|>=", re.IGNORECASE)
+_OF_THE_WINDOW = re.compile(r"context|window|input|prompt|messages", re.IGNORECASE)
 
 
 class OpenAIChat:
@@ -81,7 +81,11 @@ class OpenAIChat:
         self._client.check_loop()
         tally = tally or RequestTally()
         limits = [limit for limit in (self._max_output_tokens, max_output_tokens) if limit is not None]
-        attempt = _Attempt(min(limits) if limits else None)
+        limit = min(limits) if limits else None
+        refused = self._client.dialect.refused_limits.get(self._model)
+        if limit is not None and refused is not None and limit >= refused:
+            limit = None
+        attempt = _Attempt(limit)
         while True:
             outcome = await self._request(messages, attempt, on_text, tally)
             match outcome:
@@ -132,7 +136,7 @@ class OpenAIChat:
         }
         dialect = self._client.dialect
         if limit is not None:
-            body[dialect.output_limit_field] = min(limit, dialect.output_limits.get(self._model, limit))
+            body[dialect.output_limit_field] = limit
         if streamed:
             body["stream"] = True
             if dialect.stream_usage:
@@ -146,22 +150,28 @@ class OpenAIChat:
         if "stream_options" in body and ("stream_options" in complaint or "include_usage" in complaint):
             dialect.stream_usage = False
             return attempt
-        sent = next((name for name in _OUTPUT_LIMITS if name in body), None)
-        if sent is None or sent not in complaint:
-            return None
-        limit = body[sent]
-        if _TOO_LARGE.search(complaint):
-            if (smaller := _smaller(complaint, limit)) is None:
-                return None
-            if most := _AT_MOST.search(complaint):
-                dialect.output_limits[self._model] = int(most[1])
-            return replace(attempt, output_limit=smaller)
-        # "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
-        other = next(name for name in _OUTPUT_LIMITS if name != sent)
-        if other not in complaint or attempt.other_field:
-            return None
-        dialect.output_limit_field = other
-        return replace(attempt, other_field=True)
+        if attempt.output_limit is not None and self._is_limit_refused(complaint, attempt.output_limit):
+            return replace(attempt, output_limit=None)
+        for sent, other in (_OUTPUT_LIMITS, _OUTPUT_LIMITS[::-1]):
+            # "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
+            if sent in body and sent in complaint and other in complaint and not attempt.other_field:
+                dialect.output_limit_field = other
+                return replace(attempt, other_field=True)
+        return None
+
+    def _is_limit_refused(self, complaint: str, limit: int) -> bool:
+        """Whether the API finds this output limit too large.
+
+        The model then gives less by itself, so that without the limit no reply is longer: a budget that counts on it
+        is as safe. It is remembered, unless it is this prompt that leaves too little of the window.
+        """
+        named = str(limit) in complaint.replace(",", "") or any(name in complaint for name in _OUTPUT_LIMITS)
+        if not (named and _TOO_LARGE.search(complaint)) or _TOO_SMALL.search(complaint):
+            return False
+        if not _OF_THE_WINDOW.search(complaint):
+            known = self._client.dialect.refused_limits
+            known[self._model] = min(limit, known.get(self._model, limit))
+        return True
 
     def _malformed(self, detail: str) -> ModelFailed:
         from orchestrator.llm import openai_sdk
@@ -217,14 +227,3 @@ class _Attempt:
 
     output_limit: int | None
     other_field: bool = False  # the limit's field is the second of the two
-
-
-def _smaller(complaint: str, limit: int) -> int | None:
-    """An output limit that the server may take, from its own words; None when there is none below `limit`."""
-    if most := _AT_MOST.search(complaint):
-        fits = int(most[1])
-    elif window := _WINDOW.search(complaint):
-        fits = int(window[1]) - int(window[2])
-    else:
-        fits = limit // 2
-    return fits if 0 < fits < limit else None

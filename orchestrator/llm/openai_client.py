@@ -24,7 +24,8 @@ class Dialect:
 
     output_limit_field: str  # "max_completion_tokens", or "max_tokens" on most servers other than OpenAI's
     stream_usage: bool = True  # takes `stream_options: {"include_usage": true}`
-    output_limits: dict[str, int] = field(default_factory=dict)  # the most that a model may be asked for, in tokens
+    # By model: an output limit that it refused as more than it can give. Not sent any more, it still holds.
+    refused_limits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.errors import BudgetExceeded, ModelFailed, ModelFailure, RLMError
@@ -22,11 +22,13 @@ from orchestrator.events import (
     QueryStarted,
     Span,
     SpanKind,
+    SubCallChoice,
 )
+from orchestrator.rlm.deadline import in_time
 from orchestrator.rlm.ended import ended
 from orchestrator.rlm.failures import as_slot, failed
 from orchestrator.seams import ContextStore, LanguageModel
-from orchestrator.values import Answered, Batch, Failed, FailureReason, Prompt, Question, Slot
+from orchestrator.values import Answered, Batch, ContextKind, Deadline, Failed, FailureReason, Prompt, Question, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +50,32 @@ def _no_refusal() -> BudgetExceeded | None:
 class Questions:
     """Answers batches with one language model, plain or recursive without the asking code knowing.
 
-    `used_up` says what of the budget allows nothing more at all; what is asked then is not even written down.
+    `plain` stands in for a recursive `sub` where the code asks for that, and for questions of at most `plain_chars`
+    characters, their data included, unless the code insists. `used_up` says what of the budget allows nothing more at
+    all; what is asked then is not even written down.
     """
 
     def __init__(
         self,
         sub: LanguageModel,
         contexts: ContextStore,
+        plain: LanguageModel | None = None,
+        plain_chars: int = 0,
         used_up: Callable[[], BudgetExceeded | None] = _no_refusal,
     ) -> None:
         self._sub = sub
         self._contexts = contexts
+        self._plain = plain
+        self._plain_chars = plain_chars
         self._used_up = used_up
 
-    async def answer(self, batch: Batch, span: Span) -> tuple[Slot, ...]:
+    async def answer(self, batch: Batch, span: Span, deadline: Deadline | None = None) -> tuple[Slot, ...]:
         """A slot for each question, in their order; equal questions are asked once and answered everywhere.
 
-        At most `batch.max_concurrent` are asked at a time. When the budget allows nothing more, the first question
-        that it refuses is the last that is asked, and all others fail as it did. `span` is the cell's. Raises nothing
-        but `asyncio.CancelledError`, which stops all that is in flight and waits for it.
+        At most `batch.max_concurrent` are asked at a time, and none that is not answered by `deadline`. When the budget
+        allows nothing more, the first question that it refuses is the last that is asked, and all others fail as it
+        did. `span` is the cell's. Raises nothing but `asyncio.CancelledError`, which stops all that is in flight and
+        waits for it.
         """
         if batch.max_concurrent < 1:
             refused = failed(FailureReason.INVALID, "max_concurrent must be at least 1")
@@ -78,7 +87,12 @@ class Questions:
             first_at.setdefault(question, index)
         batch_span = span.child(SpanKind.BATCH)
         batch_span.emit(BatchStarted(len(batch.questions), len(first_at), batch.max_concurrent))
-        asking = _Asking(batch_span, self._ask)
+
+        def ask(question: Question, index: int) -> Coroutine[None, None, Slot | _Hopeless]:
+            model, choice = self._model_for(question, batch.recursive)
+            return self._ask(question, index, batch_span, model, choice, deadline)
+
+        asking = _Asking(ask, batch.stop_at_failure)
 
         def end(outcome: Outcome, error: str) -> BatchEnded:
             found = [asking.slots.get(question) for question in batch.questions]
@@ -88,13 +102,34 @@ class Questions:
             await asking.all(first_at, batch.max_concurrent)
         return tuple(asking.slots[question] for question in batch.questions)
 
-    async def _ask(self, question: Question, index: int, batch_span: Span) -> Slot | _Hopeless:
+    def _model_for(self, question: Question, recursive: bool | None) -> tuple[LanguageModel, SubCallChoice]:
+        if self._plain is None or not self._sub.recursive:
+            return self._sub, SubCallChoice.DEPTH
+        if recursive is not None:
+            return (self._sub if recursive else self._plain), SubCallChoice.CODE
+        if not self._plain_chars:
+            return self._sub, SubCallChoice.DEPTH
+        attached = question.attachment
+        size = len(question.prompt) + (len(attached.data) if attached else 0)
+        # Bytes are no text that a plain model could read.
+        small = size <= self._plain_chars and (attached is None or attached.kind is not ContextKind.BYTES)
+        return (self._plain if small else self._sub), SubCallChoice.SIZE
+
+    async def _ask(
+        self,
+        question: Question,
+        index: int,
+        batch_span: Span,
+        model: LanguageModel,
+        choice: SubCallChoice,
+        deadline: Deadline | None,
+    ) -> Slot | _Hopeless:
         # A sub-call belongs to the depth below, plain ones too: cost by depth is read off the spans.
         span = batch_span.child(SpanKind.QUERY, depth=batch_span.depth + 1)
-        span.emit(QueryStarted(index, _shown(question.prompt), self._sub.recursive))
+        span.emit(QueryStarted(index, _shown(question.prompt), model.recursive, choice))
         outcome, text, failure, error = Outcome.CANCELLED, None, None, ""
         try:
-            text = _cut(await self._complete(question, span))
+            text = _cut(await in_time(self._complete(question, span, model, deadline), deadline))
             outcome = Outcome.OK
             return Answered(text)
         except Exception as reason:
@@ -106,36 +141,36 @@ class Questions:
         finally:
             span.emit(QueryEnded(outcome, text, failure, error))
 
-    async def _complete(self, question: Question, span: Span) -> str:
+    async def _complete(self, question: Question, span: Span, model: LanguageModel, deadline: Deadline | None) -> str:
         # Before the question is written to disk: refusing must cost less than asking does.
         if (refusal := self._used_up()) is not None:
             raise refusal
-        as_it_is = question.attachment is not None or not self._sub.recursive
+        as_it_is = question.attachment is not None or not model.recursive
         if as_it_is and len(question.prompt) > MAX_PROMPT_CHARS:
             raise ModelFailed(
                 ModelFailure.TOO_LONG,
                 "sub-call",
                 f"a prompt has {len(question.prompt):,} characters, and may have {MAX_PROMPT_CHARS:,}",
             )
-        async with self._prompt(question) as prompt:
-            return (await self._sub.completion(prompt, span)).text
+        async with self._prompt(question, model.recursive, deadline) as prompt:
+            return (await model.completion(prompt, span)).text
 
     @asynccontextmanager
-    async def _prompt(self, question: Question) -> AsyncIterator[Prompt]:
+    async def _prompt(self, question: Question, recursive: bool, deadline: Deadline | None) -> AsyncIterator[Prompt]:
         """The question as a prompt; what had to be stored for it is dropped after the block."""
         query = question.prompt if question.prompt.strip() else CONTEXT_HOLDS_THE_TASK
         if question.attachment is not None:
             context = await self._contexts.put_attachment(question.attachment)
-        elif self._sub.recursive:
+        elif recursive:
             # A recursive sub-call finds its prompt as `context`, where its code can work on it.
             context = await self._contexts.put(question.prompt)
             if len(query) > SHORT_PROMPT_CHARS:
                 query = CONTEXT_HOLDS_THE_TASK
         else:
-            yield Prompt(question.prompt)
+            yield Prompt(question.prompt, deadline=deadline)
             return
         try:
-            yield Prompt(query, context)
+            yield Prompt(query, context, deadline)
         finally:
             try:
                 await self._contexts.drop(context)
@@ -155,11 +190,12 @@ class _Asking:
     """One batch on its way."""
 
     def __init__(
-        self, span: Span, ask: Callable[[Question, int, Span], Coroutine[None, None, Slot | _Hopeless]]
+        self, ask: Callable[[Question, int], Coroutine[None, None, Slot | _Hopeless]], stop_at_failure: bool
     ) -> None:
-        self._span = span
         self._ask = ask
-        self._refusal: Failed | None = None
+        self._stop_at_failure = stop_at_failure
+        self._rest: Failed | None = None  # what becomes of all that has no slot yet
+        self._tasks: set[asyncio.Task[None]] = set()
         self.slots: dict[Question, Slot] = {}
         self.unasked = 0
 
@@ -182,21 +218,26 @@ class _Asking:
                 if count % _AT_A_TURN == 1:  # the first is heard of before others begin: it may speak for all
                     await asyncio.sleep(0)
                 await room.acquire()
-                if self._refusal is not None:
+                if self._rest is not None:
                     break
-                group.create_task(one(question, index))
-        if self._refusal is not None:
-            for question in questions:
-                if self.slots.setdefault(question, self._refusal) is self._refusal:
-                    self.unasked += 1
+                self._tasks.add(group.create_task(one(question, index)))
+        if self._rest is not None:
+            rest = self._rest
+            without = [question for question in questions if question not in self.slots]
+            self.slots.update(dict.fromkeys(without, rest))
+            self.unasked = len(without) if rest.reason is FailureReason.BUDGET else 0
 
     async def _one(self, question: Question, index: int) -> None:
-        match await self._ask(question, index, self._span):
+        match await self._ask(question, index):
             case _Hopeless(slot):
                 self.slots[question] = slot
-                self._refusal = self._refusal or replace(slot)  # not the same: it marks those that were not asked
+                self._rest = self._rest or slot
             case slot:
                 self.slots[question] = slot
+        if self._stop_at_failure and isinstance(slot, Failed):
+            self._rest = failed(FailureReason.CANCELLED)
+            for task in self._tasks - {asyncio.current_task()}:
+                task.cancel()
 
 
 def _is_hopeless(reason: Exception) -> bool:

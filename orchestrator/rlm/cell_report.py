@@ -86,7 +86,7 @@ def _how_it_ended(result: CellResult) -> str:
                 "one block, or find a faster way"
             )
         case CellStatus.INTERRUPTED:
-            return f"was interrupted by the user {took}. Its variables are kept"
+            return f"was interrupted from outside {took}. Its variables are kept"
         case CellStatus.WORKER_DIED:
             return (
                 f"ended the Python process ({_death(result.death)}). ALL YOUR VARIABLES, FUNCTIONS AND IMPORTS ARE "
@@ -109,7 +109,7 @@ def _death(death: WorkerDeath | None) -> str:
         case DeathCause.TIMED_OUT:
             return "it passed the time limit and could not be interrupted"
         case DeathCause.INTERRUPTED:
-            return "the user stopped it and it could not be interrupted"
+            return "it was to be stopped and could not be interrupted"
         case DeathCause.PROTOCOL:
             return "it wrote to a descriptor that is not its own"
         case unreachable:

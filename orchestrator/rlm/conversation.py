@@ -129,8 +129,9 @@ def _about(context: ContextInfo | None) -> str:
 def _asking(transcript: Transcript, number: int) -> str:
     start = transcript.start
     if transcript.turns[number - 1].last_resort:
+        over = "The time for this task is over" if transcript.time_short else "You are out of iterations"
         return (
-            "You are out of iterations, and no more code runs. From what you have seen so far, give your best answer "
+            f"{over}, and no more code runs. From what you have seen so far, give your best answer "
             f"to the query now, as plain text and nothing else.{_reminder(start.query)}"
         )
     left = start.max_iterations - number

@@ -21,7 +21,8 @@ class RLM:
     """Implements `seams.LanguageModel` out of a chat model, a sub-model and sandboxes.
 
     `depth` is its own, 0 the root's; it has a REPL because `depth < max_depth`. `max_iterations` is its own number too:
-    see `iterations_at`. `sub` answers the questions of its code. `cell_timeout_s` None is the sandboxes' own limit.
+    see `iterations_at`. `sub` answers the questions of its code, `plain` those that need no REPL: see `Questions`, for
+    `plain_chars` too. `cell_timeout_s` None is the sandboxes' own limit.
     `instructions` are the user's own for this depth, added to the system prompt. With a `memory`, each completion goes
     on from the one before, and `sandboxes` must give the same sandbox to each; without one, each begins anew.
     `used_up` is what `Questions` takes.
@@ -43,6 +44,8 @@ class RLM:
         instructions: str = "",
         style: PromptStyle | None = None,
         memory: Memory | None = None,
+        plain: LanguageModel | None = None,
+        plain_chars: int = 0,
         used_up: Callable[[], BudgetExceeded | None] = lambda: None,
     ) -> None:
         if not 0 <= depth < max_depth:
@@ -51,14 +54,19 @@ class RLM:
             raise InvalidInput("max_iterations", f"must be at least 1; it is {max_iterations}.")
         self._chat = chat
         self._sandboxes = sandboxes
-        self._questions = Questions(sub, contexts, used_up)
+        self._questions = Questions(sub, contexts, plain, plain_chars, used_up)
         self._depth = depth
         self._max_depth = max_depth
         self._max_iterations = max_iterations
         self._cell_timeout_s = cell_timeout_s
         self._memory = memory
         style = style or PromptStyle()
-        self._style = replace(style, instructions=instructions or style.instructions)
+        self._style = replace(
+            style,
+            instructions=instructions or style.instructions,
+            plain_calls=plain is not None,
+            plain_chars=plain_chars,
+        )
 
     @property
     def recursive(self) -> bool:
@@ -79,7 +87,7 @@ class RLM:
 
         with ended(rlm_span.emit, end):
             async with self.session(prompt.context, rlm_span) as session:
-                completion = await session.ask(self.start(prompt), rlm_span)
+                completion = await session.ask(self.start(prompt), rlm_span, prompt.deadline)
         return completion
 
     def start(self, prompt: Prompt) -> RlmStarted:

@@ -24,6 +24,7 @@ _TEXTS: Final[dict[FailureReason, str]] = {
     FailureReason.DEADLINE: "the run's time is over; finish with what you have",
     FailureReason.SANDBOX: "the sub-call had no sandbox to run its code in",
     FailureReason.INVALID: "the question breaks a rule",
+    FailureReason.CANCELLED: "another question of the batch failed before",
     FailureReason.NO_ROOM: "the answers to one call are too large together; ask fewer questions at once",
 }
 

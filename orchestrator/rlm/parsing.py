@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,8 @@ from orchestrator.rlm.fences import PYTHON_TAGS, Block, split_fences
 from orchestrator.rlm.final_text import FinalText, TextualFinal, find_final, unquoted
 
 _THINKING: Final = ("<think>", "</think>")
+# At an end of its line: code that takes such replies apart has it within a string.
+_BARE_CLOSING: Final = re.compile(r"^[ \t]*</think>|</think>[ \t\r]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,12 @@ def answer_in(text: str) -> str:
 
 
 def _without_thinking(text: str) -> str:
-    """Some models send their reasoning in the reply; the code they consider there is not meant to run."""
+    """Some models send their reasoning in the reply; the code they consider there is not meant to run.
+
+    Where a chat template has written the opening tag already, the reply has the closing one only.
+    """
     opening, closing = _THINKING
-    if not text.lstrip().startswith(opening):
-        return text
-    return text.partition(closing)[2]
+    if text.lstrip().startswith(opening):
+        return text.partition(closing)[2]
+    bare = _BARE_CLOSING.search(text)
+    return text[bare.end() :] if bare and opening not in text[: bare.start()] else text

@@ -24,6 +24,8 @@ class PromptStyle:
     stderr_chars: int = 2_000  # a share of its own, so that a flood on stdout cannot hide it
     traceback_chars: int = 4_000
     sub_prompt_chars: int = 100_000  # what a prompt of a plain sub-call should stay below
+    plain_calls: bool = False  # where sub-calls are recursive: whether the code may ask for a plain one
+    plain_chars: int = 0  # up to this they are plain by themselves, unless the code insists; 0: none are
 
     def tightened(self) -> PromptStyle | None:
         """A shorter way to say the same, for a model whose window is too small; None when it cannot get shorter."""
@@ -53,7 +55,8 @@ characters with head and tail kept. Variables, functions and imports stay from b
 Only blocks tagged `repl` run. There is no network and no `input()`.
 
 The REPL has:
-- `context`: the data. Its type, size, beginning and end are told with the query.
+- `context`: the data. Its type, size, beginning and end are told with the query. `load_context()` returns it anew, \
+should you have given the name to something else.
 - `llm_query(prompt) -> str`: one question to a language model. {sub_call}
 - `llm_batch(prompts, max_concurrent=10) -> list[str]`: many questions at once; answers in the order of the prompts.
 - `llm_query(question, context=obj)`: hands over data (str, bytes, list, dict) without pasting it into the \
@@ -77,6 +80,14 @@ _RECURSIVE_SUB_CALL = """\
 It is an agent like you with a REPL of its own: your prompt is its `context`, it can write code and make sub-calls \
 ({below}). So it can work through large or many-step parts, but takes several model calls for each: give it whole \
 sub-problems that state all they need, not single lines."""
+
+_PLAIN_CHOICE = """\
+ With `recursive=False`, `llm_query` and `llm_batch` ask a plain model instead: one call, no REPL, quick and \
+cheap; for questions that need no code, on text below about {limit:,} characters."""
+
+_PLAIN_BY_SIZE = """\
+ A question of at most {chars:,} characters, its data included, goes to a plain model by itself; `rlm_query(prompt)`, \
+or `recursive=True`, asks an agent however short it is."""
 
 _CHOOSING = """\
 Choose the cheapest way that can be right:
@@ -126,6 +137,10 @@ def system_prompt(start: RlmStarted, style: PromptStyle) -> str:
         more = f"agents too, {below} more level{'s' if below > 1 else ''} down"
         levels = more if below else "plain models, without a REPL"
         sub_call = _RECURSIVE_SUB_CALL.format(below=levels)
+        if style.plain_calls:
+            sub_call += _PLAIN_CHOICE.format(limit=style.sub_prompt_chars)
+        if style.plain_calls and style.plain_chars:
+            sub_call += _PLAIN_BY_SIZE.format(chars=style.plain_chars)
         with_data = ": obj is its `context`, the question its query."
     else:
         sub_call = _PLAIN_SUB_CALL.format(limit=style.sub_prompt_chars)

@@ -16,6 +16,7 @@ from orchestrator.events import (
     ModelCallEnded,
     Outcome,
     RlmStarted,
+    TimeRanShort,
 )
 from orchestrator.values import CellResult, FinishReason, Reply
 
@@ -45,11 +46,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """`earlier` is the transcript of the query before this one, when several share a sandbox and its variables."""
+    """`earlier` is the transcript of the query before this one, when several share a sandbox and its variables.
+
+    `time_short`: there is time for one last question, and for nothing else.
+    """
 
     start: RlmStarted
     turns: tuple[Turn, ...] = ()
     earlier: Transcript | None = None
+    time_short: bool = False
 
     def with_turn(self, *, last_resort: bool = False) -> Transcript:
         return replace(self, turns=(*self.turns, Turn(last_resort)))
@@ -92,6 +97,10 @@ def fold(transcript: Transcript | None, event: Event) -> Transcript:
             if turn is None or turn.said is None:
                 raise ValueError("a cell starts before the model has replied")
             return transcript.with_cell(code)
+        case TimeRanShort():
+            # A turn that has come to nothing is not told: its reply was not waited for, or is too late to be acted on.
+            turns = transcript.turns if turn is None or turn.cells else transcript.turns[:-1]
+            return replace(transcript, turns=turns, time_short=True)
         case CellEnded(result=CellResult() as result):
             if turn is None or not turn.cells or turn.cells[-1].result is not None:
                 raise ValueError("a cell ends that has not started")

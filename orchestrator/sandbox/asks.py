@@ -49,7 +49,7 @@ class CellAsks:
         self._bytes_held = 0  # those of calls that were given up included
         self._waiting: set[asyncio.Task[Any]] = set()
         self._waiting_since: float | None = None
-        self.waited_s = 0.0  # with at least one being answered
+        self._waited_s = 0.0  # with at least one being answered
         self._excused_s = 0.0
         self.over = False
         self.changed = asyncio.Event()
@@ -61,7 +61,7 @@ class CellAsks:
     @property
     def excused_s(self) -> float:
         """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
-        return self.waited_s + self._excused_s
+        return self._waited_s + self._excused_s
 
     def excuse(self, seconds: float) -> None:
         """The host has made a call wait."""
@@ -147,6 +147,6 @@ class CellAsks:
         if ended_well and any(isinstance(slot, Answered) for slot in task.result()):
             self._excused_s += _ALLOWANCE_S
         if not self.answering and self._waiting_since is not None:
-            self.waited_s += self._loop.time() - self._waiting_since
+            self._waited_s += self._loop.time() - self._waiting_since
             self._waiting_since = None
         self.changed.set()

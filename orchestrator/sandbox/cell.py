@@ -54,7 +54,7 @@ class RunningCell:
 
     def ended(self, message: CellEnded) -> None:
         # A guest that says otherwise would spoil every sum of running times.
-        seconds = min(message.result.seconds, self._loop.time() - self._started - self.asks.waited_s)
+        seconds = min(message.result.seconds, self._loop.time() - self._started)
         self.asks.end()
         if not self._result.done():
             stdout = self._folds[OutputStream.STDOUT].finish(message.stdout_bytes)

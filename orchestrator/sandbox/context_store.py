@@ -71,7 +71,7 @@ class FileContextStore:
                 f"has {context.info.size_bytes:,} bytes; at most {limit_bytes:,} fit into a plain model's prompt.",
                 "Split it, or raise max_depth so that the sub-call has a REPL.",
             )
-        return await asyncio.to_thread(lambda: context.path.read_bytes().decode("utf-8", "replace"))
+        return await asyncio.to_thread(_text_of, context)
 
     async def drop(self, context: Context) -> None:
         """See `ContextStore.drop`."""
@@ -102,6 +102,22 @@ class FileContextStore:
         finally:
             partial.unlink(missing_ok=True)
         return Context(path, info)
+
+
+def _text_of(context: Context) -> str:
+    data = context.path.read_bytes()
+    if context.info.kind is not ContextKind.BYTES:
+        return data.decode("utf-8", "replace")
+    try:
+        if b"\0" not in data:
+            return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    raise InvalidInput(
+        "context",
+        "is bytes that are no text, and a plain model reads nothing else.",
+        "Decode it, or raise max_depth so that the sub-call has a REPL.",
+    )
 
 
 class _Writer:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from orchestrator.sandbox.forks import not_for_children
+
 if TYPE_CHECKING:
     from orchestrator.sandbox.engine import Engine
     from orchestrator.sandbox.state_dir import StateDir
@@ -65,7 +67,8 @@ async def standing_by(state: StateDir, owner: str) -> AsyncIterator[None]:
     charge = Charge(str(state.path), owner, os.getpid())
     try:
         stdin.write(msgspec.json.encode(charge) + b"\n")
-        yield
+        with not_for_children(stdin.transport.get_extra_info("pipe").fileno()):
+            yield
     finally:
         try:
             stdin.write(_GOODBYE)

@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.errors import InvalidInput
+from orchestrator.sandbox.forks import not_for_children
 
 SOCKET_NAME = "host.sock"
 CONTEXT_NAME = "context"
@@ -162,7 +163,8 @@ def owner_record(state: StateDir) -> Iterator[str]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, msgspec.json.encode(_own_record()))
         partial.rename(state.owners / name)
-        yield name
+        with not_for_children(descriptor):
+            yield name
     finally:
         os.close(descriptor)
 

@@ -38,7 +38,7 @@ from orchestrator.values import (
     WorkerDeath,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_QUESTIONS = 10_000
 MAX_VARIABLES = 200
@@ -200,7 +200,8 @@ def parse_questions(request: pb.AskRequest) -> Batch:
     if request.max_concurrent < 1:
         raise BadQuestion("max_concurrent must be at least 1")
     questions = tuple(Question(question.prompt, _attachment(question)) for question in request.questions)
-    return Batch(questions, min(request.max_concurrent, _MAX_CONCURRENT))
+    recursive = request.recursive if request.HasField("recursive") else None
+    return Batch(questions, min(request.max_concurrent, _MAX_CONCURRENT), request.stop_at_failure, recursive)
 
 
 def _output(output: pb.Output) -> Output:
@@ -315,6 +316,7 @@ _REASONS_OUT = {
     FailureReason.DEADLINE: pb.FAILURE_REASON_DEADLINE,
     FailureReason.SANDBOX: pb.FAILURE_REASON_SANDBOX,
     FailureReason.INVALID: pb.FAILURE_REASON_INVALID,
+    FailureReason.CANCELLED: pb.FAILURE_REASON_CANCELLED,
     FailureReason.NO_ROOM: pb.FAILURE_REASON_NO_ROOM,
 }
 

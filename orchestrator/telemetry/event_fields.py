@@ -68,6 +68,8 @@ def line(event: ev.Event, *, content: bool) -> Line | None:
         case ev.IterationStarted():
             fields: dict[str, Field] = {"iteration": event.number, "of": event.of, "last_resort": event.last_resort}
             return Line(logging.INFO, "iteration started", fields)
+        case ev.TimeRanShort():
+            return Line(logging.WARNING, "time ran short", {"seconds_left": round(event.seconds_left, 3)})
         case ev.ModelRetried():
             return Line(
                 logging.WARNING,
@@ -87,6 +89,7 @@ def line(event: ev.Event, *, content: bool) -> Line | None:
                     "input_tokens": usage.input_tokens if usage else None,
                     "output_tokens": usage.output_tokens if usage else None,
                     "cost_usd": event.cost_usd,
+                    "estimated": event.estimated,
                     **_error(event.error),
                     **told(event.text),
                 },

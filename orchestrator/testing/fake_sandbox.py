@@ -17,6 +17,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from orchestrator.errors import FileFailed, FileFailure, LossCause, SandboxLost, SandboxUnavailable
@@ -34,6 +35,7 @@ from orchestrator.values import (
     ContextKind,
     DeathCause,
     Failed,
+    FailureReason,
     FinalAnswer,
     Question,
     Slot,
@@ -259,15 +261,14 @@ class FakeSandbox:
         self._declared: list[object] = []
         scaffold: Namespace = {"__name__": "__main__", "FINAL": self._declared.append, "FINAL_VAR": self._final_var}
         scaffold["SHOW_VARS"] = lambda: "\n".join(f"{v.name}: {v.type_name}" for v in self._variables())
-        if self._context is not None:
-            scaffold["context"] = _load(self._context)
+        if (context := self._context) is not None:
+            scaffold |= {"context": _load(context), "load_context": lambda: _load(context)}
         if self._answer is not None:
-            for name in ("llm_query", "rlm_query"):
-                scaffold[name] = self._llm_query
+            scaffold |= {"llm_query": self._llm_query, "rlm_query": partial(self._llm_query, recursive=True)}
             scaffold["failed"] = lambda answer: isinstance(answer, SubcallError)
             scaffold |= {"SubcallError": SubcallError, "SubcallFailed": SubcallFailed}
-            for name in ("llm_batch", "llm_query_batched", "rlm_query_batched"):
-                scaffold[name] = self._llm_batch
+            scaffold |= dict.fromkeys(("llm_batch", "llm_query_batched"), self._llm_batch)
+            scaffold["rlm_query_batched"] = partial(self._llm_batch, recursive=True)
         self._scaffold = {*scaffold, "__builtins__"}
         return scaffold
 
@@ -294,13 +295,20 @@ class FakeSandbox:
         own = [(n, v) for n, v in self._namespace.items() if n not in self._scaffold and not n.startswith("_")]
         return tuple(Variable(name, type(value).__name__, _size(value)) for name, value in reversed(own))
 
-    def _llm_query(self, prompt: object, context: object = None, strict: bool = False) -> str:
+    def _llm_query(
+        self, prompt: object, context: object = None, strict: bool = False, recursive: bool | None = None
+    ) -> str:
         if not isinstance(prompt, str):
             raise TypeError(f"llm_query: prompt must be a str, not {type(prompt).__name__}")
-        return self._ask((Question(prompt, _attach(context)),), 1, strict)[0]
+        return self._ask(Batch((Question(prompt, _attach(context)),), 1, strict, recursive))[0]
 
     def _llm_batch(
-        self, prompts: object, max_concurrent: int = 10, contexts: list[object] | None = None, strict: bool = False
+        self,
+        prompts: object,
+        max_concurrent: int = 10,
+        contexts: list[object] | None = None,
+        strict: bool = False,
+        recursive: bool | None = None,
     ) -> list[str]:
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError("llm_batch: prompts must be a list of str")
@@ -308,13 +316,12 @@ class FakeSandbox:
             raise ValueError("llm_batch: max_concurrent must be at least 1")
         given = contexts if contexts is not None else [None] * len(prompts)
         questions = tuple(Question(prompt, _attach(data)) for prompt, data in zip(prompts, given, strict=True))
-        return self._ask(questions, max_concurrent, strict) if prompts else []
+        return self._ask(Batch(questions, max_concurrent, strict, recursive)) if prompts else []
 
-    def _ask(self, questions: tuple[Question, ...], max_concurrent: int, strict: bool) -> list[str]:
+    def _ask(self, batch: Batch) -> list[str]:
         cell, answer = self._cell, self._answer
         if cell is None or answer is None:
             raise RuntimeError("a question can only be asked while a cell runs")
-        batch = Batch(questions, max_concurrent)
 
         async def ask() -> Sequence[Slot]:
             try:
@@ -324,16 +331,11 @@ class FakeSandbox:
                 cell.fail(error)
                 raise
 
-        texts: list[str] = []
-        for slot in cell.ask(ask()):
-            match slot:
-                case Answered(text):
-                    texts.append(text)
-                case Failed() if strict:
-                    raise SubcallFailed(slot.message)
-                case Failed():
-                    texts.append(SubcallError(slot))
-        return texts
+        slots = cell.ask(ask())
+        lost = [slot for slot in slots if isinstance(slot, Failed)]
+        if lost and batch.stop_at_failure:
+            raise SubcallFailed(min(lost, key=lambda slot: slot.reason is FailureReason.CANCELLED).message)
+        return [slot.text if isinstance(slot, Answered) else SubcallError(slot) for slot in slots]
 
 
 _LOADERS: dict[ContextKind, Callable[[bytes], object]] = {

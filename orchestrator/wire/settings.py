@@ -14,7 +14,7 @@ from orchestrator.values import Limits
 from orchestrator.wire.structs import clean, parse
 from orchestrator.wire.times import seconds_of, write_duration
 
-_SINGLE = ("model", "recursive_model", "max_output_tokens", "max_depth", "max_iterations")
+_SINGLE = ("model", "recursive_model", "max_output_tokens", "max_depth", "max_iterations", "adaptive_depth")
 _LISTS = ("models", "instructions")
 _LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
 NAMES = frozenset({*_SINGLE, *_LISTS, *_LIMITS, "cell_timeout_s", "model_options"})

@@ -49,6 +49,9 @@ class Asks:
             self._refuse(number, "invalid", "too many questions are in flight")
             return
         request = _request(message["questions"], limit, data)
+        request.stop_at_failure = message["stop_at_failure"]
+        if message["recursive"] is not None:
+            request.recursive = message["recursive"]
         asked, answers = len(request.questions), list[bytes]()
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)

@@ -102,7 +102,9 @@ class Cells:
         worker.stderr.begin(head, tail)
         worker.used = True
         worker.link.send({"op": "cell", "cell": message.cell}, message.code.encode())
-        self._clock = CellClock(self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill)
+        self._clock = CellClock(
+            self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill, worker.times
+        )
 
     def interrupt(self, cell: int) -> None:
         """Stops that cell, if it is the one that runs."""

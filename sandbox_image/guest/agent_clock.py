@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from agent_loop import Loop, Timer
 
+LOOK_S = 0.1  # at least so much between two looks at a cell that waits
+
+
+class ProcessorTimes(Protocol):
+    """Seconds of processor time, from no particular moment."""
+
+    def worker(self) -> float:
+        """Of the worker alone; costs one system call."""
+
+    def everyone(self) -> float:
+        """Of all processes of the code, in clock ticks; costs a walk through /proc."""
+
 
 class CellClock:
-    """Counts running time only: it stands still while the cell waits for an answer from the host."""
+    """Counts running time: it stands still while the cell waits for an answer from the host, and does nothing.
+
+    That a question is in flight does not say that the cell waits for it: a thread may have asked while another spins.
+    So whenever the limit could have been reached, processor time is looked at, and what was used is counted too. The
+    clock need not be touched for that when a wait begins or ends: cells that ask are the ones that must be quick.
+    """
 
     def __init__(
         self,
@@ -17,6 +35,7 @@ class CellClock:
         grace_s: float,
         interrupt: Callable[[], None],
         kill: Callable[[str], None],
+        times: ProcessorTimes,
     ) -> None:
         """`time_limit_s` 0: no limit. `kill` is given the cause: "timed_out" or "interrupted"."""
         self._loop = loop
@@ -24,29 +43,28 @@ class CellClock:
         self._grace_s = max(0.0, grace_s)
         self._interrupt = interrupt
         self._kill = kill
+        self._times = times
         self._used_s = 0.0
         self._since: float | None = loop.time()
         self._timer: Timer | None = None
         self.stopped_for = ""  # the cause, once the cell has been interrupted
-        self._set_limit()
+        if self._limit_s:
+            self._looked_at = self._since
+            self._looked_used_s = 0.0
+            self._worker_s = times.worker()
+            self._everyone_s: float | None = None
+            self._timer = loop.call_later(self._limit_s, self._look)
 
     def pause(self) -> None:
         """The cell waits."""
-        if self._since is None:
-            return
-        self._used_s += self._loop.time() - self._since
-        self._since = None
-        if self._timer and not self.stopped_for:
-            self._timer.cancel()
-            self._timer = None
+        if self._since is not None:
+            self._used_s += self._loop.time() - self._since
+            self._since = None
 
     def resume(self) -> None:
         """The cell runs again."""
-        if self._since is not None:
-            return
-        self._since = self._loop.time()
-        if not self.stopped_for:
-            self._set_limit()
+        if self._since is None:
+            self._since = self._loop.time()
 
     def stop(self, cause: str) -> None:
         """Interrupts the cell, and kills it when it has not ended after the grace. The first cause counts."""
@@ -65,6 +83,22 @@ class CellClock:
             self._timer.cancel()
         return self._used_s
 
-    def _set_limit(self) -> None:
-        if self._limit_s:
-            self._timer = self._loop.call_later(max(0.0, self._limit_s - self._used_s), self.stop, "timed_out")
+    def _look(self) -> None:
+        """Counts what was used since the last look, and stops the cell or comes back when the limit can be reached."""
+        now = self._loop.time()
+        waits = self._since is None
+        if self._since is not None:
+            self._used_s += now - self._since
+            self._since = now
+        # The first look has nothing to compare with but the worker's own time, which is known from the start.
+        everyone_s = self._times.everyone()
+        busy_s = self._times.worker() - self._worker_s if self._everyone_s is None else everyone_s - self._everyone_s
+        counted_s = self._used_s - self._looked_used_s
+        # Processors may be many: no more than the time that has passed is counted.
+        self._used_s += max(0.0, min(busy_s, now - self._looked_at) - counted_s)
+        self._everyone_s, self._looked_at, self._looked_used_s = everyone_s, now, self._used_s
+        left_s = self._limit_s - self._used_s
+        if left_s <= 0:
+            self.stop("timed_out")
+        else:
+            self._timer = self._loop.call_later(max(left_s, LOOK_S) if waits else left_s, self._look)

@@ -6,10 +6,10 @@ its own client as well: docs/decisions/0018.
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 
 from agent_hpack import Header, literal
@@ -21,6 +21,7 @@ MESSAGE_CAP = 64 << 20  # bytes
 READ_BYTES = 256 << 10
 _RETRY_S = 0.02
 _PREFIX = struct.Struct("!BI")
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _STATUS_OF_RESET = {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED}
 
 OnMessage = Callable[[bytes], None]
@@ -92,7 +93,7 @@ class Call:
             elif name == b"grpc-status":
                 self._status = int(value) if value.isdigit() else UNKNOWN
             elif name == b"grpc-message":
-                self._details = urllib.parse.unquote(value.decode("ascii", "replace"))
+                self._details = _PERCENT.sub(_byte, value).decode("utf-8", "replace")
 
     def data(self, data: memoryview) -> None:
         """See `agent_http2.StreamOwner`."""
@@ -204,6 +205,10 @@ class Channel:
             self._loop.remove_writer(self._socket)
             self._connection.close()
             self._on_broken(reason)
+
+
+def _byte(coded: re.Match[bytes]) -> bytes:
+    return bytes((int(coded[1], 16),))
 
 
 def _request_headers(path: str) -> bytes:

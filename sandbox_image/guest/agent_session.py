@@ -14,7 +14,7 @@ from agent_settings import Settings
 from google.protobuf.message import DecodeError
 from rlm.guest.v1 import guest_pb2 as pb
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 _PYTHON_VERSION = sys.version.split()[0]
 _SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
 

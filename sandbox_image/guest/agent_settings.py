@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class SettingsError(Exception):
     """The environment does not say what the agent needs to know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """Times are in seconds."""
 
     address: str  # RLM_ADDRESS: unix:path, or host:port

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from agent_link import Link
 from agent_loop import Loop, Timer
 from agent_output import Capture, Send
-from agent_processes import WorkerProcess, kill_everything
+from agent_processes import ProcessorTimes, WorkerProcess, kill_everything
 from guest_frames import FrameError, Message, split
 from rlm.guest.v1 import guest_pb2 as pb
 
@@ -33,6 +33,7 @@ class Worker:
         self._process = process
         self._owner = owner
         self._timer: Timer | None = None
+        self.times = ProcessorTimes(process.pid)
         self.link = Link(loop, process.control, self)
         self.stdout = Capture(loop, process.stdout, stdout)
         self.stderr = Capture(loop, process.stderr, stderr)

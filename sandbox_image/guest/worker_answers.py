@@ -23,9 +23,11 @@ class Listing(str):
 class FinalAnswers:
     """The final answer of the running cell: given or not, whatever its value. The last one given counts."""
 
-    def __init__(self, namespace: dict[str, Any], variables: Variables) -> None:
+    def __init__(self, namespace: dict[str, Any], variables: Variables, scaffold: dict[str, Any]) -> None:
+        """`scaffold`: what is in the namespace without the code's doing, which is nobody's answer."""
         self._namespace = namespace
         self._variables = variables
+        self._scaffold = scaffold
         self.given: FinalText | None = None
 
     def begin_cell(self) -> None:
@@ -53,6 +55,7 @@ class FinalAnswers:
 
         def FINAL(value: Any) -> None:
             """Gives the final answer: the text of `value` as it is now. The rest of the cell still runs."""
+            self._refuse_scaffold("FINAL", value)
             self.given = final_text(value)
 
         def FINAL_VAR(name_or_value: Any) -> None:
@@ -66,6 +69,9 @@ class FinalAnswers:
                     value = self._namespace[str(value)]
                 elif str(value).isidentifier() and not any(held is value for held in self._namespace.values()):
                     raise NameError(self._no_variable(str(value)))
+            self._refuse_scaffold("FINAL_VAR", value)
+            if value is self._scaffold["answer"]:
+                value = value.get("content")
             self.given = final_text(value)
 
         def SHOW_VARS() -> str:
@@ -82,10 +88,25 @@ class FinalAnswers:
             function.__module__ = "__main__"
         return {function.__name__: function for function in functions}
 
+    def _refuse_scaffold(self, function: str, value: object) -> None:
+        """Raises NameError for what the REPL has put there: a name that the code has not made a variable of."""
+        for name, own in self._scaffold.items():
+            if own is value and (name != "answer" or self._is_answer_untouched()):
+                raise NameError(
+                    f"{function}: {name} is the REPL's own and no variable of yours, so no answer was given. "
+                    f"Variables: {self._known()}. To give a text itself as the answer, use FINAL(text)"
+                )
+
+    def _is_answer_untouched(self) -> bool:
+        content = self._scaffold["answer"].get("content")
+        return type(content) is str and not content
+
+    def _known(self) -> str:
+        return ", ".join(known for known, _, _ in self._variables()[:50]) or "none"
+
     def _no_variable(self, name: str) -> str:
-        known = ", ".join(known for known, _, _ in self._variables()[:50]) or "none"
         shown = name if len(name) <= 80 else name[:80] + "..."
         return (
-            f"FINAL_VAR: there is no variable named {shown!r}, so no answer was given. Variables: {known}. "
+            f"FINAL_VAR: there is no variable named {shown!r}, so no answer was given. Variables: {self._known()}. "
             "To give a text itself as the answer, use FINAL(text)"
         )

@@ -49,10 +49,20 @@ ENDED = Refused("ended", "the cell that asked has ended, or was interrupted")
 class Ask:
     """One batch of questions. `on_reply` is called once, from any thread, and must not block."""
 
-    def __init__(self, questions: list[Question], max_concurrent: int, on_reply: Callable[[Reply], None]) -> None:
+    def __init__(
+        self,
+        questions: list[Question],
+        max_concurrent: int,
+        on_reply: Callable[[Reply], None],
+        *,
+        stop_at_failure: bool,
+        recursive: bool | None,
+    ) -> None:
         self.questions = questions
         self.max_concurrent = max_concurrent
         self.on_reply = on_reply
+        self.stop_at_failure = stop_at_failure
+        self.recursive = recursive
         self.number = 0
 
     @property
@@ -150,6 +160,8 @@ class Asks:
                     "op": "ask",
                     "id": ask.number,
                     "max_concurrent": ask.max_concurrent,
+                    "stop_at_failure": ask.stop_at_failure,
+                    "recursive": ask.recursive,
                     "questions": [[len(q.prompt), q.kind, len(q.data)] for q in ask.questions],
                 },
                 *(piece for q in ask.questions for piece in (q.prompt, q.data)),

@@ -45,25 +45,29 @@ class Cells:
         self.namespace: dict[str, Any] = module.__dict__
         self.namespace["__builtins__"] = builtins
         self.namespace["answer"] = {"content": "", "ready": False}
-        self._hidden = {"answer": self.namespace["answer"]}
-        self._scaffold: dict[str, Any] = {}
-        self._finals = FinalAnswers(self.namespace, self.variables)
+        # What is not the code's own doing; of it, what comes back whatever a cell does to it.
+        self._scaffold: dict[str, Any] = {"answer": self.namespace["answer"]}
+        self._taught: dict[str, Any] = {}
+        self._finals = FinalAnswers(self.namespace, self.variables, self._scaffold)
         self._features = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._displayhook = sys.displayhook = _display
-        self.add_names(self._finals.functions())
+        self.teach({**self._finals.functions(), "load_context": contexts.function()})
 
-    def add_names(self, names: dict[str, Any]) -> None:
-        """Names that are there in every cell, whatever the last one did to them."""
+    def teach(self, names: dict[str, Any]) -> None:
+        """Names that the system prompt teaches: there in every cell, whatever the last one did to them."""
+        self._taught |= names
         self._scaffold |= names
-        self._hidden |= names
         self.namespace |= names
+
+    def offer(self, names: dict[str, Any]) -> None:
+        """Names that a model may happen to know, or to use for a variable of its own: it then keeps that."""
+        self._scaffold |= names
+        self.namespace |= {name: value for name, value in names.items() if name not in self.namespace}
 
     def variables(self) -> list[tuple[str, str, str]]:
         """The user's variables and the contexts, as (name, type, size)."""
-        found = variables(self.namespace, self._hidden)
-        taken = {name for name, _, _ in found}
-        return [*found, *(one for one in self._contexts.described() if one[0] not in taken)]
+        return self._contexts.with_notes(variables(self.namespace, self._scaffold), self.namespace)
 
     def run(self, number: int, source: str) -> CellResult:
         """Runs one cell to its end, however it ends."""
@@ -143,7 +147,7 @@ class Cells:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
 
     def _restore(self) -> None:
-        for name, value in self._scaffold.items():
+        for name, value in self._taught.items():
             if self.namespace.get(name) is not value:
                 self.namespace[name] = value
         # Without these two, after globals().clear(), nothing that a cell defines could be pickled, or run at all.

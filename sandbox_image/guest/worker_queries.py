@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker_asks import Ask, Asks, Question, Reply
 from worker_subcalls import (
     SubcallError,
     SubcallFailed,
     check_process,
+    choice,
     concurrency,
     failed,
     question,
@@ -21,68 +22,109 @@ if TYPE_CHECKING:
     import asyncio
 
 
-def query_functions(asks: Asks) -> dict[str, Any]:
+class QueryNames(NamedTuple):
+    """`taught` are named by the system prompt and stay; `offered` are there until the code calls something else so."""
+
+    taught: dict[str, Any]
+    offered: dict[str, Any]
+
+
+class _Manner(NamedTuple):
+    """How the questions of one call are asked."""
+
+    function: str  # as the code knows it, for messages
+    limit: int
+    strict: bool
+    recursive: bool | None
+
+
+def query_functions(asks: Asks) -> QueryNames:
     """All names by which models and users know these functions."""
 
-    def llm_query(prompt: str, context: Any = None, strict: bool = False) -> str:
+    def llm_query(prompt: str, context: Any = None, strict: bool = False, recursive: bool | None = None) -> str:
         """Asks a language model one question and returns its answer.
 
         prompt: the question, a str. The model sees nothing but this and `context`.
         context: data for the one who answers (str, bytes, or what JSON can hold), handed over beside the prompt.
         strict: raise SubcallFailed when there is no answer. Else a failure is returned: a SubcallError, which is a str
             that starts with "Error: " and has a `reason`; `failed(answer)` tells it from a model's own text.
+        recursive: False asks for a plain completion, True for an agent with a REPL where the depth allows one. None
+            leaves it to the run.
 
         Many independent questions: use llm_batch, which asks them at the same time. May be called from threads.
         """
-        return _ask_now(asks, "llm_query", [question("llm_query", prompt, context)], 1, strict)[0]
+        manner = _Manner("llm_query", 1, strict, choice("llm_query", recursive))
+        return _ask_now(asks, [question("llm_query", prompt, context)], manner)[0]
 
     def llm_batch(
-        prompts: list[str], max_concurrent: int = 10, contexts: list[Any] | None = None, strict: bool = False
+        prompts: list[str],
+        max_concurrent: int = 10,
+        contexts: list[Any] | None = None,
+        strict: bool = False,
+        recursive: bool | None = None,
     ) -> list[str]:
         """Asks a language model many questions at the same time; returns the answers in the order of the prompts.
 
         prompts: a list of str. Equal questions are asked once, and answered everywhere.
         max_concurrent: how many are asked at a time, at least 1.
         contexts: None, or a list with one context for each prompt (see llm_query; None where there is none).
-        strict: raise SubcallFailed for the first prompt that failed. Else the places of those that failed hold a
-            SubcallError (see llm_query), and the others their answers.
+        strict: raise SubcallFailed at the first failure; the questions that are left are cancelled. Else the places
+            of those that failed hold a SubcallError (see llm_query), and the others their answers.
+        recursive: see llm_query; for all of them.
         """
-        limit = concurrency("llm_batch", max_concurrent)
-        return _ask_now(asks, "llm_batch", questions("llm_batch", prompts, contexts), limit, strict)
+        manner = _Manner("llm_batch", concurrency("llm_batch", max_concurrent), strict, choice("llm_batch", recursive))
+        return _ask_now(asks, questions("llm_batch", prompts, contexts), manner)
 
-    async def allm_query(prompt: str, context: Any = None, strict: bool = False) -> str:
+    def rlm_query(prompt: str, context: Any = None, strict: bool = False) -> str:
+        """llm_query(..., recursive=True): an agent with a REPL answers, where the depth allows one."""
+        manner = _Manner("rlm_query", 1, strict, True)
+        return _ask_now(asks, [question("rlm_query", prompt, context)], manner)[0]
+
+    def rlm_query_batched(
+        prompts: list[str], max_concurrent: int = 10, contexts: list[Any] | None = None, strict: bool = False
+    ) -> list[str]:
+        """llm_batch(..., recursive=True): agents with REPLs answer, where the depth allows them."""
+        manner = _Manner("rlm_query_batched", concurrency("rlm_query_batched", max_concurrent), strict, True)
+        return _ask_now(asks, questions("rlm_query_batched", prompts, contexts), manner)
+
+    async def allm_query(prompt: str, context: Any = None, strict: bool = False, recursive: bool | None = None) -> str:
         """llm_query to await: `answer = await allm_query(prompt)`, or many with asyncio.gather."""
-        asked = [question("allm_query", prompt, context)]
-        return (await _ask_awaiting(asks, "allm_query", asked, 1, strict))[0]
+        manner = _Manner("allm_query", 1, strict, choice("allm_query", recursive))
+        return (await _ask_awaiting(asks, [question("allm_query", prompt, context)], manner))[0]
 
     async def allm_batch(
-        prompts: list[str], max_concurrent: int = 10, contexts: list[Any] | None = None, strict: bool = False
+        prompts: list[str],
+        max_concurrent: int = 10,
+        contexts: list[Any] | None = None,
+        strict: bool = False,
+        recursive: bool | None = None,
     ) -> list[str]:
         """llm_batch to await: `answers = await allm_batch(prompts)`."""
         limit = concurrency("allm_batch", max_concurrent)
-        return await _ask_awaiting(asks, "allm_batch", questions("allm_batch", prompts, contexts), limit, strict)
+        manner = _Manner("allm_batch", limit, strict, choice("allm_batch", recursive))
+        return await _ask_awaiting(asks, questions("allm_batch", prompts, contexts), manner)
 
-    for function in (llm_query, llm_batch, allm_query, allm_batch):
+    functions = (llm_query, llm_batch, rlm_query, rlm_query_batched, allm_query, allm_batch)
+    for function in functions:
         function.__qualname__ = function.__name__
         function.__module__ = "__main__"
-    return {
-        "llm_query": llm_query,
-        "llm_batch": llm_batch,
-        "llm_query_batched": llm_batch,
-        "rlm_query": llm_query,
-        "rlm_query_batched": llm_batch,
-        "allm_query": allm_query,
-        "allm_batch": allm_batch,
-        "llm_query_async": allm_query,
-        "llm_batch_async": allm_batch,
-        "SubcallError": SubcallError,
-        "SubcallFailed": SubcallFailed,
-        "failed": failed,
-    }
+    taught = (llm_query, llm_batch, rlm_query, allm_query, allm_batch)
+    return QueryNames(
+        taught={function.__name__: function for function in taught},
+        offered={
+            "llm_query_batched": llm_batch,
+            "rlm_query_batched": rlm_query_batched,
+            "llm_query_async": allm_query,
+            "llm_batch_async": allm_batch,
+            "SubcallError": SubcallError,
+            "SubcallFailed": SubcallFailed,
+            "failed": failed,
+        },
+    )
 
 
-def _ask_now(asks: Asks, function: str, asked: list[Question], limit: int, strict: bool) -> list[str]:
-    check_process(function, asks.process)
+def _ask_now(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
+    check_process(manner.function, asks.process)
     if not asked:
         return []
     distinct = list(dict.fromkeys(asked))
@@ -94,20 +136,20 @@ def _ask_now(asks: Asks, function: str, asked: list[Question], limit: int, stric
         box.append(reply)
         done.release()
 
-    ask = Ask(distinct, limit, take)
+    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive)
     try:
         asks.start(ask)
         done.acquire()
     except BaseException:
         asks.cancel(ask)
         raise
-    return _spread(asked, distinct, slots(function, box[0], strict))
+    return _spread(asked, distinct, slots(manner.function, box[0], manner.strict))
 
 
-async def _ask_awaiting(asks: Asks, function: str, asked: list[Question], limit: int, strict: bool) -> list[str]:
+async def _ask_awaiting(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
     import asyncio  # most cells never need it, and it doubles the worker's start
 
-    check_process(function, asks.process)
+    check_process(manner.function, asks.process)
     if not asked:
         return []
     distinct = list(dict.fromkeys(asked))
@@ -120,14 +162,14 @@ async def _ask_awaiting(asks: Asks, function: str, asked: list[Question], limit:
         except RuntimeError:
             pass  # the code has closed its event loop: nobody waits
 
-    ask = Ask(distinct, limit, take)
+    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive)
     try:
         asks.start(ask)
         reply = await future
     except BaseException:
         asks.cancel(ask)
         raise
-    return _spread(asked, distinct, slots(function, reply, strict))
+    return _spread(asked, distinct, slots(manner.function, reply, manner.strict))
 
 
 def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:

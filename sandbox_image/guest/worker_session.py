@@ -22,6 +22,7 @@ class Session:
         self._contexts = contexts
         self._cells = cells
         self._streams = streams
+        self._queries = False  # whether there are functions to ask with
 
     def serve(self) -> None:
         """Never returns: the reader thread ends the process."""
@@ -34,8 +35,12 @@ class Session:
                     self._run(command)
 
     def _open(self, message: Message) -> None:
-        if message["queries"]:
-            self._cells.add_names(query_functions(self._asks))
+        if message["queries"] and not self._queries:
+            # Once: the code may have given some of these names to variables of its own since.
+            names = query_functions(self._asks)
+            self._cells.teach(names.taught)
+            self._cells.offer(names.offered)
+            self._queries = True
         self._streams.set_live(message["head"])
         for fields in message["contexts"]:
             self._contexts.add(ContextFile(**fields))

@@ -12,6 +12,7 @@ from worker_asks import Answered, Outcome, Question, Refused, Reply
 
 MAX_PROMPTS = 10_000
 MAX_BYTES = 48 << 20  # all prompts and contexts of one call
+CANCELLED = "cancelled"  # why a question has no answer that was given up for another's failure
 
 
 class SubcallError(str):
@@ -24,7 +25,7 @@ class SubcallError(str):
     __slots__ = ("reason",)
 
     failed = True
-    reason: str  # model, refused, too_long, budget, deadline, sandbox or invalid
+    reason: str  # model, refused, too_long, budget, deadline, sandbox, invalid or cancelled
 
     def __new__(cls, text: str, reason: str) -> SubcallError:
         self = super().__new__(cls, text)
@@ -97,10 +98,34 @@ def _attachment(where: str, context: object) -> tuple[str, bytes]:
         case _:
             pass
     try:
-        return "json", json.dumps(context, ensure_ascii=False).encode("utf-8", "replace")
+        text = json.dumps(context, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         rule = f"must be a str, bytes or what JSON can hold, not {type(context).__name__} ({error})"
-    _reject(TypeError, where, rule, "Convert it first, for example with str(...), list(...) or frame.to_csv()")
+        remedy = "Convert it first, for example with str(...), list(...) or frame.to_csv()"
+        if isinstance(error, ValueError) and "float" in str(error):
+            remedy = "JSON has no NaN and no infinity: put None in their places, or hand over str(...)"
+        _reject(TypeError, where, rule, remedy)
+    if odd := _odd_key_type(context):
+        # JSON would make text of such keys, and one of two keys 1 and "1" would be lost.
+        remedy = "Convert them: {str(key): value for key, value in data.items()}"
+        _reject(TypeError, where, f"must have str keys in its dicts, not {odd}", remedy)
+    return "json", text.encode("utf-8", "replace")
+
+
+def _odd_key_type(value: object) -> str:
+    """The type of a key that is no str, in any of the dicts of what JSON can hold; empty when there is none."""
+    stack: list[Any] = [value]
+    while stack:
+        inner = stack.pop()
+        if isinstance(inner, dict):
+            for key in inner:
+                if not isinstance(key, str):
+                    return type(key).__name__
+            inner = inner.values()
+        elif not isinstance(inner, list | tuple):
+            continue
+        stack.extend(each for each in inner if isinstance(each, dict | list | tuple))
+    return ""
 
 
 def questions(function: str, prompts: object, contexts: object) -> list[Question]:
@@ -162,6 +187,14 @@ def concurrency(function: str, max_concurrent: object) -> int:
     return min(number, (1 << 31) - 1)
 
 
+def choice(function: str, recursive: object) -> bool | None:
+    """Checks `recursive`. Raises TypeError when it is neither a bool nor None."""
+    if recursive is None or isinstance(recursive, bool):
+        return recursive
+    rule = f"must be True, False or None, not {type(recursive).__name__}"
+    _reject(TypeError, f"{function}: recursive", rule, "Leave it out to leave it to the run")
+
+
 def slots(function: str, reply: Reply, strict: bool) -> list[str]:
     """The answers of a reply, with a `SubcallError` in the place of each that failed.
 
@@ -175,14 +208,16 @@ def slots(function: str, reply: Reply, strict: bool) -> list[str]:
         case Refused(kind=kind, message=message):
             raise SubcallFailed(f"{function}: {message}", "sandbox" if kind == "failed" else kind)
         case Answered(outcomes=outcomes):
-            return [_slot(function, place, len(outcomes), one, strict) for place, one in enumerate(outcomes)]
+            if strict:
+                _check_all(function, outcomes)
+            return [SubcallError(f"Error: {text}", reason) if reason else text for reason, text in outcomes]
 
 
-def _slot(function: str, place: int, count: int, outcome: Outcome, strict: bool) -> str:
-    reason, text = outcome
-    if not reason:
-        return text
-    if strict:
-        which = f"prompts[{place}] (of {count}) " if count > 1 else ""
+def _check_all(function: str, outcomes: list[Outcome]) -> None:
+    """Raises SubcallFailed for the first that failed by itself, else for one that was cancelled with it."""
+    failures = [(reason == CANCELLED, place) for place, (reason, _) in enumerate(outcomes) if reason]
+    if failures:
+        _, place = min(failures)
+        reason, text = outcomes[place]
+        which = f"prompts[{place}] (of {len(outcomes)}) " if len(outcomes) > 1 else ""
         raise SubcallFailed(f"{function}: {which}failed ({reason}): {text}", reason)
-    return SubcallError(f"Error: {text}", reason)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +187,13 @@ async def test_progress_is_told_up_to_the_end(client: AsyncOpenAIClient) -> None
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+def test_a_progress_function_that_ends_the_program_ends_the_batch(served: ScriptedServerThread) -> None:
+    with AsyncOpenAIClient("key", "model", served.base_url) as client:
+        with pytest.raises(SystemExit, match="enough"):
+            client.batch_completion_sync(["a", "b"], on_progress=lambda done, total: sys.exit("enough"))
+        assert client.completion_sync("still here")
+
+
 async def test_cancelling_a_batch_cancels_its_requests() -> None:
     with scripted(lambda request: Hang()) as server:
         async with asyncio.timeout(60), AsyncOpenAIClient("key", "model", server.base_url) as client:
@@ -222,6 +231,18 @@ async def test_key_and_address_come_from_the_environment(
     async with AsyncOpenAIClient(model="model") as client:
         assert await client.completion("hello") == "re: hello"
     assert served.requests[0].headers["authorization"] == "Bearer from-env"
+
+
+async def test_key_and_address_come_from_a_dotenv_file_too(
+    served: ScriptedServerThread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY=from-file\nOPENAI_BASE_URL={served.base_url}\n")
+    monkeypatch.chdir(tmp_path)
+    async with AsyncOpenAIClient(model="model") as client:
+        assert await client.completion("hello") == "re: hello"
+    assert served.requests[-1].headers["authorization"] == "Bearer from-file"
 
 
 def test_a_slot_survives_copying_and_pickling() -> None:

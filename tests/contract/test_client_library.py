@@ -56,6 +56,7 @@ async def test_a_run_in_async_code_gives_all_of_the_result_and_its_records(tmp_p
         4.2,
     )
     assert records == WHOLE
+    assert [(batch.depth, batch.size, batch.failed, batch.spent.calls) for batch in result.by_batch] == [(0, 3, 1, 3)]
 
 
 async def test_a_sink_that_raises_does_not_end_the_run(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import InvalidInput
+from orchestrator.events import EventLog
 from orchestrator.json_shape import shape_of
+from orchestrator.rlm.leaf import Leaf
 from orchestrator.sandbox import context_store
 from orchestrator.sandbox.context_store import FileContextStore
-from orchestrator.values import Attachment, ContextKind
+from orchestrator.testing.fake_model import FakeChatModel
+from orchestrator.values import Attachment, ContextKind, Prompt
 
 
 @pytest.fixture
@@ -177,6 +180,20 @@ async def test_reading_back_has_a_limit(store: FileContextStore) -> None:
     assert await store.read_text(context, 20) == "é" * 10
     with pytest.raises(InvalidInput, match="20 bytes; at most 19"):
         await store.read_text(context, 19)
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\xff\xfe\x00", b"caf\xc3", b"text\x00with nul"])
+async def test_bytes_that_are_no_text_are_refused_to_a_plain_model(store: FileContextStore, data: bytes) -> None:
+    context = await store.put_attachment(Attachment(ContextKind.BYTES, data))
+    chat = FakeChatModel(lambda messages: "never")
+    with pytest.raises(InvalidInput, match="bytes that are no text"):
+        await Leaf(chat, store).completion(Prompt("What is it?", context), EventLog().root())
+    assert chat.calls == []
+
+
+async def test_bytes_that_are_text_can_be_read(store: FileContextStore) -> None:
+    context = await store.put_attachment(Attachment(ContextKind.BYTES, "größe".encode()))
+    assert await store.read_text(context, 100) == "größe"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ async def host() -> AsyncIterator[GuestHost]:
 async def test_the_guest_says_hello_first_and_beats() -> None:
     async with guest_host(RLM_HEARTBEAT_S="0.05") as host:
         assert host.hello is not None
-        assert host.hello.protocol_version == 2
+        assert host.hello.protocol_version == 3
         assert host.hello.python_version.startswith("3.")
         for _ in range(3):
             await host.beats.acquire()
@@ -50,6 +50,12 @@ async def test_a_failed_cell_keeps_what_ran_before(host: GuestHost) -> None:
     ran = await host.run("x = 1\nprint('before')\n1 / 0")
     assert (ran.status, ran.stdout, ran.ended.error.type_name) == ("ERROR", "before\n", "ZeroDivisionError")
     assert 'File "<cell 1>", line 3' in ran.ended.error.traceback
+    assert (await host.run("x")).stdout == "1\n"
+
+
+async def test_sys_exit_does_not_eat_the_cells_output(host: GuestHost) -> None:
+    ran = await host.run("x = 1\nprint('printed')\nimport sys; sys.exit('bye')")
+    assert (ran.status, ran.stdout, ran.ended.error.type_name) == ("ERROR", "printed\n", "SystemExit")
     assert (await host.run("x")).stdout == "1\n"
 
 
@@ -110,6 +116,53 @@ async def test_asks_from_threads_and_tasks_run_at_the_same_time(host: GuestHost)
     assert (await host.run(threads)).stdout == "'7'\n"
     tasks = "import asyncio\n(await asyncio.gather(*(allm_query(str(n)) for n in range(20))))[9]"
     assert (await host.run(tasks)).stdout == "'9'\n"
+
+
+async def test_spinning_beside_a_question_of_another_thread_is_no_waiting(host: GuestHost) -> None:
+    host.answer = never
+    code = "import threading\nthreading.Thread(target=llm_query, args=['q'], daemon=True).start()\nwhile True: pass"
+    ran = await host.run(code, time_limit_s=0.3)
+    assert ran.status == "TIMED_OUT"
+    await host.cancelled.wait()
+
+
+async def test_a_program_that_spins_beside_a_question_is_no_waiting(host: GuestHost) -> None:
+    host.answer = never
+    code = (
+        "import subprocess, sys, threading\nthreading.Thread(target=llm_query, args=['q'], daemon=True).start()\n"
+        "subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    )
+    assert (await host.run(code, time_limit_s=0.3)).status == "TIMED_OUT"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from concurrent.futures import ThreadPoolExecutor as T\n"
+        "with T(4) as pool: r = list(pool.map(llm_query, 'abcd'))\nr[3]",
+        "import asyncio\n(await asyncio.gather(*(allm_query(p) for p in 'abcd')))[3]",
+        "llm_batch(list('abcd'))[3]",
+    ],
+)
+async def test_waiting_for_answers_is_not_counted_whoever_waits(code: str) -> None:
+    async with guest_host(RLM_HEARTBEAT_S="0.05") as host:
+        await host.open()
+
+        async def late(request: pb.AskRequest) -> pb.AskResponse:
+            for _ in range(12):  # twice the limit
+                await host.beats.acquire()
+            return await echo(request)
+
+        host.answer = late
+        ran = await host.run(code, time_limit_s=0.3)
+        assert (ran.status, ran.stdout) == ("OK", "'d'\n")
+        assert ran.ended.seconds < 0.3
+
+
+async def test_how_a_call_is_to_be_answered_goes_with_it(host: GuestHost) -> None:
+    await host.run("llm_query('a'); llm_batch(['b'], strict=True, recursive=False); rlm_query('c')")
+    wishes = [(r.stop_at_failure, r.recursive if r.HasField("recursive") else None) for r in host.asked]
+    assert wishes == [(False, None), (True, False), (False, True)]
 
 
 async def test_a_batch_is_one_call_with_its_concurrency_and_its_contexts(host: GuestHost) -> None:

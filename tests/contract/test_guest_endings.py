@@ -155,7 +155,7 @@ async def test_a_daemon_that_holds_the_pipes_hangs_nothing_and_dies_with_its_wor
     assert alive(daemon)
     assert (await host.run("1")).status == "OK"
     assert (await host.run("os._exit(0)")).cause == "EXITED"
-    assert not alive(daemon)
+    await gone(daemon)  # killed before that was told, and ended a moment later where processors are short
 
 
 async def gone(pid: int) -> None:

@@ -220,34 +220,72 @@ async def test_the_output_limits_field_follows_the_servers_complaint() -> None:
         assert [request.body.get("max_completion_tokens") for request in server.requests] == [None, 100, 50]
 
 
-OPENAI = "max_tokens is too large: {0}. This model supports at most 4096 completion tokens, whereas you provided {0}."
-VLLM = (
-    "'max_tokens' or 'max_completion_tokens' is too large: {0}. This model's maximum context length is 8192 tokens and "
-    "your request has 50 input tokens ({0} > 8192 - 50)."
-)
-
-
 @streams
 @pytest.mark.parametrize(
-    ("words", "most", "sent"),
+    "complaint",
     [
-        pytest.param(OPENAI, 4096, [16_384, 4096, 4096], id="OpenAI, whose limit is kept"),
-        pytest.param(VLLM, 8142, [16_384, 8142, 16_384, 8142], id="vLLM, whose limit is this request's"),
-        pytest.param("max_tokens exceeds the limit", 5000, [16_384, 8192, 4096] * 2, id="no number"),
+        "max_tokens is too large: 16384. This model supports at most 4096 completion tokens, and you gave 16384.",
+        "`max_tokens` must be less than or equal to `4096`, the maximum value for `max_tokens`",
+        "Invalid max_tokens value, the valid range of max_tokens is [1, 4096]",
+        "max_tokens: 16384 > 4096, which is the maximum allowed number of output tokens",
+        "a maxOutputTokens value of 16,384 but the supported range is from 1 (inclusive) to 4097 (exclusive)",
     ],
 )
-async def test_an_output_limit_above_the_models_own_is_made_smaller(
-    words: str, most: int, sent: list[int], streamed: bool
+async def test_a_limit_that_is_more_than_the_model_can_give_is_left_out_from_then_on(
+    complaint: str, streamed: bool
 ) -> None:
-    def script(request: ChatRequest) -> Outcome:
-        limit = request.max_tokens or 0
-        return ApiError(400, words.format(limit), param="max_tokens") if limit > most else FULL
+    sent: list[int | None] = []
 
-    async with served(script) as (chat, server):
+    def script(request: ChatRequest) -> Outcome:
+        sent.append(request.max_tokens)
+        return ApiError(400, complaint) if (request.max_tokens or 0) > 4096 else FULL
+
+    on_text = (lambda text: None) if streamed else None
+    async with served(script) as (chat, _):
+        tally = RequestTally()
+        for limit in (16384, 16384, 20000, 4096):
+            await chat.chat(ASK, EventLog().root(), on_text, max_output_tokens=limit, tally=tally)
+    assert sent == [16384, None, None, None, 4096]
+    assert (tally.sent, tally.open) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "This model's maximum context length is 4097 tokens. However, you requested 16500 tokens (116 in the messages, "
+        "16384 in the completion). Please reduce the length of the messages or completion.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 4096 "
+        "tokens and your request has 116 input tokens (16384 > 4096 - 116).",
+    ],
+)
+async def test_a_limit_that_this_prompt_leaves_no_room_for_is_left_out_this_time(complaint: str) -> None:
+    sent: list[int | None] = []
+
+    def script(request: ChatRequest) -> Outcome:
+        sent.append(request.max_tokens)
+        return ApiError(400, complaint) if len(sent) == 1 else FULL
+
+    async with served(script) as (chat, _):
         for _ in range(2):
-            on_text = (lambda text: None) if streamed else None
-            assert (await chat.chat(ASK, EventLog().root(), on_text, max_output_tokens=16_384)).text == FULL.text
-        assert [request.body.get("max_tokens") for request in server.requests] == sent
+            await chat.chat(ASK, EventLog().root(), max_output_tokens=16384)
+    assert sent == [16384, None, 16384]
+
+
+async def test_a_prompt_that_does_not_fit_without_a_limit_either_is_too_long() -> None:
+    complaint = "This model's maximum context length is 4097 tokens. However, you requested 21000 tokens, 16384 of it."
+    async with served(ApiError(400, complaint, code="context_length_exceeded")) as (chat, server):
+        with pytest.raises(ModelFailed) as caught:
+            await chat.chat(ASK, EventLog().root(), max_output_tokens=16384)
+        assert len(server.requests) == 2
+    assert caught.value.kind is ModelFailure.TOO_LONG
+
+
+async def test_a_limit_that_is_too_small_stays_since_a_budget_counts_on_it() -> None:
+    complaint = "Invalid 'max_tokens': integer below minimum value. Expected a value >= 16, but got 8 instead."
+    async with served(ApiError(400, complaint)) as (chat, server):
+        with pytest.raises(ModelFailed):
+            await chat.chat(ASK, EventLog().root(), max_output_tokens=8)
+        assert len(server.requests) == 1
 
 
 async def test_a_server_that_names_both_limits_whatever_is_sent_is_not_asked_for_ever() -> None:

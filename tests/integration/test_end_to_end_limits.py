@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import BudgetExceeded, DeadlineExceeded
-from orchestrator.events import Outcome, RlmEnded, RunEnded
-from orchestrator.testing.scripted import Hang, Policy, Reply, Usage, always, constant, sequence
-from orchestrator.values import FailureReason
+from orchestrator.events import (
+    CellEnded,
+    Outcome,
+    QueryEnded,
+    QueryStarted,
+    RlmEnded,
+    RunEnded,
+    SubCallChoice,
+    TimeRanShort,
+)
+from orchestrator.testing.scripted import ApiError, ChatRequest, Hang, Policy, Reply, Usage, always, constant, sequence
+from orchestrator.testing.scripted import Outcome as Outcome_
+from orchestrator.values import CellStatus, Ending, FailureReason
 from orchestrator.values import Usage as Used
 from tests.integration.e2e_world import reply, world
 
@@ -114,10 +125,36 @@ async def test_totals_hold_the_childrens_usage_by_model_and_by_depth() -> None:
         assert result.spent.cost_usd == pytest.approx((1000 + 100 + 2000 + 400 + 600 + 3000) / 1e6)
 
 
-async def test_max_seconds_ends_the_whole_tree_with_calls_in_flight() -> None:
+async def test_time_that_runs_out_below_is_told_in_slots_while_there_is_time_for_an_answer() -> None:
     policies: dict[str, Policy] = {
         "depth-0": constant(reply("FINAL(str(llm_batch(['a', 'b'])))")),
-        "depth-1": constant(reply("FINAL(llm_query(context))")),
+        "depth-1": constant(reply("answer = llm_query(context)\nFINAL(f'{context}: {answer.reason}')")),
+        "leaf": always(Hang()),
+    }
+    async with world(policies) as w:
+        result = await w.ask(max_seconds=4)
+        assert (result.answer, result.ending) == ("['a: deadline', 'b: deadline']", Ending.FINAL)
+        await w.server.wait_for(lambda log: log.in_flight == 0)
+        assert {end.outcome for end in w.events(RlmEnded)} == {Outcome.OK}
+        assert w.events(TimeRanShort) == []
+
+
+async def test_near_the_end_of_its_time_a_run_gives_what_it_has() -> None:
+    def think(request: ChatRequest) -> Outcome_:
+        if "time for this task is over" in request.last_user:
+            return Reply("what I have")
+        return Reply(reply("while True: pass"))
+
+    async with world({"depth-0": think}) as w:
+        result = await w.ask(max_seconds=4)
+        assert (result.answer, result.ending) == ("what I have", Ending.BEST_EFFORT)
+        assert [cell.result.status for cell in w.events(CellEnded) if cell.result] == [CellStatus.INTERRUPTED]
+
+
+async def test_max_seconds_ends_the_whole_tree_with_calls_in_flight() -> None:
+    policies: dict[str, Policy] = {
+        "depth-0": sequence([reply("kept = llm_batch(['a', 'b'])")], after=Hang()),
+        "depth-1": always(Hang()),
         "leaf": always(Hang()),
     }
     async with world(policies) as w:
@@ -125,3 +162,40 @@ async def test_max_seconds_ends_the_whole_tree_with_calls_in_flight() -> None:
             await w.ask(max_seconds=3)
         await w.server.wait_for(lambda log: log.in_flight == 0)
         assert {end.outcome for end in w.events(RlmEnded)} == {Outcome.CANCELLED}
+
+
+async def test_a_strict_batch_cancels_its_rest_at_the_first_failure() -> None:
+    code = """
+        try:
+            llm_batch(["bad", "slow", "slower"], strict=True)
+        except SubcallFailed as error:
+            FINAL(error.reason)
+    """
+
+    def leaf(request: ChatRequest) -> Outcome_:
+        return ApiError(400, "no") if request.last_user == "bad" else Hang()
+
+    async with world({"depth-0": constant(reply(textwrap.dedent(code))), "leaf": leaf}) as w:
+        result = await w.ask()
+        assert result.answer == FailureReason.MODEL.value
+        assert [(batch.size, batch.failed) for batch in result.by_batch] == [(3, 3)]
+        await w.server.wait_for(lambda log: log.in_flight == 0)
+        assert [end.outcome for end in w.events(QueryEnded)].count(Outcome.CANCELLED) == 2
+
+
+async def test_small_questions_need_no_container_with_adaptive_depth() -> None:
+    code = "FINAL(str([llm_query('small'), llm_query('x' * 30_000)[:5], rlm_query('by name')]))"
+    policies: dict[str, Policy] = {
+        "depth-0": constant(reply(code)),
+        "depth-1": lambda request: Reply("plain" if len(request.messages) == 1 else reply("FINAL('agent')")),
+        "leaf": always(LEAF),
+    }
+    async with world(policies, adaptive_depth=True) as w:
+        result = await w.ask()
+        assert result.answer == "['plain', 'agent', 'agent']"
+        assert result.spent.sandboxes == 3
+        assert [(e.recursive, e.choice) for e in w.events(QueryStarted)] == [
+            (False, SubCallChoice.SIZE),
+            (True, SubCallChoice.SIZE),
+            (True, SubCallChoice.CODE),
+        ]

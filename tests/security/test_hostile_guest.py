@@ -23,11 +23,11 @@ import grpc
 import h2.exceptions
 import pytest
 
-from orchestrator import library
 from orchestrator.cli import ask, watch
 from orchestrator.errors import BudgetExceeded, LossCause, SandboxLost
 from orchestrator.events import CellEnded, EventLog, Outcome, Record, SpanKind
 from orchestrator.folds.log_lines import LogSink
+from orchestrator.folds.log_setup import show_logs
 from orchestrator.folds.printable import printable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.rlm.batch import Questions
@@ -215,7 +215,7 @@ async def test_C4_a_flood_of_questions_that_nothing_is_left_for_starves_nobody(
         return BudgetExceeded("max_calls", 1, 1, 1)
 
     span = EventLog(records.append).root()
-    questions = Questions(Leaf(FakeChatModel(lambda _: "never"), NoContexts()), NoContexts(), used_up)
+    questions = Questions(Leaf(FakeChatModel(lambda _: "never"), NoContexts()), NoContexts(), used_up=used_up)
 
     async def answer(batch: Batch) -> Sequence[Slot]:
         asked[0] += len(batch.questions)
@@ -486,7 +486,8 @@ async def test_C10_the_guest_has_no_word_for_a_depth_a_model_a_path_or_an_addres
         for name in ("AskRequest", "Question", "Attachment")
     }
     assert fields == {
-        "AskRequest": ["max_concurrent", "questions"],
+        # Plain or recursive is a wish between the two that the depth allows, and to stop costs nobody anything.
+        "AskRequest": ["max_concurrent", "questions", "recursive", "stop_at_failure"],
         "Question": ["context", "prompt"],
         "Attachment": ["data", "kind"],
     }
@@ -513,7 +514,7 @@ async def test_C21_forged_names_of_an_exception_do_not_reach_a_log_or_a_watchers
         result = await hostile.session.run("x", None, 20)
     record = Record(1, 0.0, 1, None, SpanKind.CELL, 0, CellEnded(Outcome.OK, result))
     said: list[str] = []
-    begins: tuple[Callable[[], None], ...] = (lambda: ask._log_to_stderr(1, ()), lambda: library._show_logs(()))
+    begins: tuple[Callable[[], None], ...] = (lambda: ask._log_to_stderr(1, ()), show_logs)
     for begin in begins:
         with own_logger() as logger:
             begin()

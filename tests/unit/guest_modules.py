@@ -24,6 +24,7 @@ import agent_worker as agent_worker
 import guest_frames as guest_frames
 import worker_contexts as worker_contexts
 import worker_describe as worker_describe
+import worker_queries as worker_queries
 import worker_subcalls as worker_subcalls
 import worker_tracebacks as worker_tracebacks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,21 @@ from orchestrator.events import (
 )
 from orchestrator.llm.metered import Metered
 from orchestrator.rlm import RLM, Leaf, iterations_at
+from orchestrator.rlm.deadline import in_time
 from orchestrator.seams import LanguageModel
 from orchestrator.testing.fake_model import FakeChatModel, Policy
 from orchestrator.testing.fake_sandbox import FakeSandboxes
-from orchestrator.values import Attachment, Completion, Context, ContextInfo, ContextKind, Limits, Message, Prompt
+from orchestrator.values import (
+    Attachment,
+    Completion,
+    Context,
+    ContextInfo,
+    ContextKind,
+    Deadline,
+    Limits,
+    Message,
+    Prompt,
+)
 
 E = TypeVar("E", bound=Event)
 
@@ -78,6 +90,7 @@ class World:
         max_iterations: int = 20,
         sandboxes: FakeSandboxes | None = None,
         limits: Limits | None = None,
+        plain_chars: int = 0,
     ) -> None:
         self.chat = FakeChatModel(policy)
         self.budget = Budget(limits or Limits())
@@ -87,7 +100,8 @@ class World:
         self.log = EventLog(self.records.append)
         self.run = self.log.root()
         metered = Metered(self.chat, self.budget)
-        self.model: LanguageModel = Leaf(metered, self.contexts)
+        leaf = Leaf(metered, self.contexts)
+        self.model: LanguageModel = leaf
         for depth in reversed(range(max_depth)):
             self.model = RLM(
                 metered,
@@ -97,12 +111,18 @@ class World:
                 depth=depth,
                 max_depth=max_depth,
                 max_iterations=iterations_at(depth, max_iterations),
+                plain=leaf,
+                plain_chars=plain_chars,
             )
 
-    async def ask(self, query: str = "What is it?", context: object = None) -> Completion:
+    async def ask(
+        self, query: str = "What is it?", context: object = None, *, seconds: float | None = None
+    ) -> Completion:
+        """With `seconds`, as a run with that `max_seconds`."""
+        deadline = Deadline(asyncio.get_running_loop().time() + seconds, seconds) if seconds is not None else None
         stored = await self.contexts.put(context) if context is not None else None
         try:
-            return await self.model.completion(Prompt(query, stored), self.run)
+            return await in_time(self.model.completion(Prompt(query, stored, deadline), self.run), deadline)
         finally:
             if stored is not None:
                 await self.contexts.drop(stored)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import errors
-from orchestrator.events import Outcome, Sink
+from orchestrator.events import Outcome, Sink, TimeRanShort
 from orchestrator.folds.journal import JournalReader
 from orchestrator.values import Ending
 from tests.unit.cli_fakes import FakeOrchestrator, FakeResult, run_cli
@@ -52,6 +52,7 @@ def test_json_is_one_object_with_everything() -> None:
     assert found["spent"]["calls"] == 5
     assert found["by_model"]["big"]["cost_usd"] == 0.023
     assert found["by_depth"]["0"]["sandboxes"] == 2
+    assert [(each["depth"], each["size"], each["spent"]["calls"]) for each in found["by_batch"]] == [(0, 3, 3)]
     assert result.stderr == ""
 
 
@@ -106,6 +107,42 @@ def test_a_best_effort_answer_has_a_note() -> None:
     assert (result.exit_code, result.stdout) == (0, "The gardener.\n")
     assert "best answer so far" in result.stderr
     assert "--max-iterations" in result.stderr
+
+
+def test_a_best_effort_answer_for_want_of_time_says_so() -> None:
+    async def best_effort(sinks: Sequence[Sink]) -> FakeResult:
+        script = Script(tuple(sinks))
+        script.start()
+        script.rlm(script.run).emit(TimeRanShort(3.0))
+        return FakeResult(ending=Ending.BEST_EFFORT)
+
+    stderr = run_cli("ask", "-q", "Q", orchestrator=FakeOrchestrator(answers=best_effort)).stderr
+    assert "the time ran out" in stderr
+    assert "--max-seconds" in stderr
+
+
+def test_a_recording_never_takes_the_place_of_an_input(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("precious")
+    fake = FakeOrchestrator()
+    path = str(tmp_path / "precious.txt")
+    result = run_cli("ask", "Q", path, "--record", path, orchestrator=fake)
+    assert result.exit_code == 2
+    assert "is one of the inputs, and would be overwritten" in result.stderr
+    assert (fake.asked, (tmp_path / "precious.txt").read_text()) == ([], "precious")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("Q",), True), (("-q", "Q"), False), (("Q", "-"), False)],
+    ids=["without", "quiet", "with -"],
+)
+def test_input_that_nobody_reads_is_told(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: bool
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.ask.has_unread_input", lambda: True)
+    result = run_cli("ask", *arguments, stdin="piped")
+    assert result.exit_code == 0
+    assert ("standard input is not read. Give -" in result.stderr) is said
 
 
 @pytest.mark.parametrize(

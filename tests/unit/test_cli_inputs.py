@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.inputs import ContextFormat, Selection, gather
+from orchestrator.cli.inputs import ContextFormat, Selection, gather, has_unread_input
 from orchestrator.errors import InvalidInput
 
 AUTO = ContextFormat.AUTO
@@ -44,6 +44,46 @@ def test_a_pattern_is_expanded_here_when_the_shell_did_not(folder: Path) -> None
     context = gather([f"{folder}/**/*.py"], AUTO).context
     assert isinstance(context, dict)
     assert [Path(name).name for name in context] == ["a.py", "b.py"]
+
+
+def test_a_pattern_brings_what_is_in_the_folders_that_it_matches(folder: Path) -> None:
+    (folder / "src" / "sub").mkdir()
+    (folder / "src" / "sub" / "c.py").write_text("c = 3\n")
+    by_shell = gather([str(path) for path in sorted((folder / "src").glob("[abs]*"))], AUTO)
+    assert gather([f"{folder}/src/[abs]*"], AUTO).context == by_shell.context
+    assert isinstance(by_shell.context, dict)
+    assert [Path(name).name for name in by_shell.context] == ["a.py", "b.py", "c.py"]
+    only = gather([f"{folder}/s*"], AUTO, Selection(include=("c.py",))).context
+    assert only == {str(folder / "src" / "sub" / "c.py"): "c = 3\n"}
+
+
+def test_a_recording_may_not_overwrite_what_it_is_of(folder: Path) -> None:
+    gathered = gather([str(folder / "src")], AUTO)
+    (folder / "again").hardlink_to(folder / "src" / "a.py")
+    for own in ("src/a.py", "src/../src/b.py", "again", "src/logo.png"):
+        with pytest.raises(InvalidInput, match="is one of the inputs, and would be overwritten"):
+            gathered.refuse_to_overwrite(folder / own)
+    for other in ("outside.txt", "new.jsonl", "no/such/folder.jsonl"):
+        gathered.refuse_to_overwrite(folder / other)
+
+
+@pytest.mark.parametrize(("content", "waits"), [(b"text\n", True), (b"", False)])
+def test_what_waits_on_standard_input_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, waits: bool
+) -> None:
+    (tmp_path / "in").write_bytes(content)
+    with (tmp_path / "in").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert has_unread_input() is waits
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    with os.fdopen(reading) as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        assert has_unread_input() is waits
+    os.close(writing)
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert not has_unread_input()
 
 
 def test_one_file_is_handed_on_unread(folder: Path) -> None:

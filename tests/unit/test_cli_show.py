@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.events import Outcome, RunEnded
 from orchestrator.folds.journal import JournalWriter
+from orchestrator.values import Ending, Spent
 from tests.unit.cli_fakes import run_cli
 from tests.unit.sample_runs import Script, whole_run
 
@@ -54,8 +56,20 @@ def test_json_has_the_totals(recorded: str) -> None:
     found = json.loads(run_cli("show", "--json", recorded).stdout)
     assert (found["run_id"], found["outcome"], found["answer"]) == ("run_1", "ok", "The gardener.")
     assert found["by_depth"]["1"]["calls"] == 3
-    assert (found["batches"][0]["size"], found["batches"][0]["failed"]) == (3, 1)
+    assert (found["by_batch"][0]["size"], found["by_batch"][0]["failed"]) == (3, 1)
     assert found["complete"] is True
+
+
+def test_json_has_what_was_billed(tmp_path: Path) -> None:
+    """What was paid for and never heard is in no event of a call."""
+    path = tmp_path / "run.jsonl"
+    with JournalWriter(path, package="0.1.0") as journal:
+        script = Script((journal,))
+        script.start()
+        script.call(script.run)
+        script.run.emit(RunEnded(Outcome.OK, "a", Ending.FINAL, Spent(calls=7, cost_usd=1.5), 1.0))
+    found = json.loads(run_cli("show", "--json", str(path)).stdout)
+    assert (found["spent"]["calls"], found["spent"]["cost_usd"]) == (7, 1.5)
 
 
 def test_a_killed_run_is_shown_as_far_as_it_came(recorded: str) -> None:

@@ -34,6 +34,7 @@ WRITTEN: dict[str, tuple[str, object]] = {
     "max_output_tokens": ("100", 100),
     "model_options": ('{"temperature": 0}', {"temperature": 0}),
     "max_depth": ("3", 3),
+    "adaptive_depth": ("true", True),
     "max_iterations": ("7", 7),
     "instructions": ('["be brief"]', ("be brief",)),
     "cell_timeout_s": ("1.5", 1.5),

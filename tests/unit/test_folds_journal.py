@@ -31,6 +31,22 @@ def test_it_is_for_its_owner_alone(recorded: Path) -> None:
     assert recorded.stat().st_mode & 0o777 == 0o600
 
 
+def test_one_that_takes_the_place_of_a_readable_file_is_for_its_owner_alone_too(tmp_path: Path) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_text("data")
+    path.chmod(0o644)
+    with JournalWriter(path, package="0.1.0"):
+        pass
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_recording_into_a_device_leaves_its_mode_alone() -> None:
+    before = Path("/dev/null").stat().st_mode
+    with JournalWriter(Path("/dev/null"), package="0.1.0"):
+        pass
+    assert Path("/dev/null").stat().st_mode == before
+
+
 def test_every_line_is_on_disk_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with JournalWriter(path, package="0") as journal:

@@ -85,6 +85,43 @@ def test_final_var_of_an_unknown_name_gives_no_answer_and_lists_variables(fresh:
     assert "Variables: result." in ran.error[1]
 
 
+@pytest.mark.parametrize(
+    "name", ["failed", "SubcallError", "llm_query_batched", "rlm_query_batched", "llm_batch_async", "answer"]
+)
+def test_a_name_that_is_not_taught_is_the_codes_own_once_it_is_used(fresh: DrivenWorker, name: str) -> None:
+    fresh.open()
+    ran = fresh.run(f"{name} = [3, 7]")
+    assert ran.names[name] == ("list", "2 items")
+    fresh.open()  # a second Open, as for one more context
+    assert fresh.run(f"{name}").stdout == "[3, 7]\n"
+    assert fresh.run(f"FINAL_VAR({name!r})").final == "[3, 7]"
+
+
+@pytest.mark.parametrize("name", ["llm_query", "llm_batch", "rlm_query", "allm_query", "allm_batch", "load_context"])
+def test_a_name_that_is_taught_comes_back(fresh: DrivenWorker, name: str) -> None:
+    fresh.open()
+    fresh.run(f"{name} = None")
+    assert fresh.run(f"callable({name})").stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["FINAL_VAR('failed')", "FINAL_VAR(failed)", "FINAL(failed)", "FINAL_VAR('llm_query')", "FINAL_VAR('answer')"],
+)
+def test_what_the_repl_has_put_there_is_nobodys_answer(fresh: DrivenWorker, call: str) -> None:
+    fresh.open()
+    fresh.run("result = 1")
+    ran = fresh.run(call)
+    assert (ran.final, ran.error[0]) == (None, "NameError")
+    assert "no variable of yours" in ran.error[1]
+    assert "Variables: result." in ran.error[1]
+
+
+def test_final_var_of_answer_is_its_content(fresh: DrivenWorker) -> None:
+    fresh.open()
+    assert fresh.run("answer['content'] = 'Paris'\nFINAL_VAR('answer')").final == "Paris"
+
+
 def test_answer_counts_when_it_is_ready_and_once(fresh: DrivenWorker) -> None:
     fresh.open()
     assert fresh.run("answer['content'] = 'draft'").final is None
@@ -122,6 +159,33 @@ def test_a_context_is_loaded_when_code_first_mentions_it(fresh: DrivenWorker, tm
     assert fresh.run("context").stdout == "'changed'\n"
     assert fresh.run("del context").status == "ok"
     assert fresh.run("context").error[0] == "NameError"
+
+
+def test_a_context_that_a_loop_took_away_can_be_had_again_and_the_model_is_told(
+    fresh: DrivenWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "c").write_text("the data")
+    fresh.open(context(tmp_path / "c", size=8))
+    assert fresh.run("len(context)").names["context"] == ("str", "8 characters")
+    ran = fresh.run("for context in ['a', 'b']: pass")
+    assert ran.names["context"] == ("str", "1 character; load_context() has the data as given")
+    assert "load_context()" in fresh.run("print(SHOW_VARS())").stdout
+    assert fresh.run("context = load_context()\ncontext").names["context"] == ("str", "8 characters")
+    assert fresh.run("context = context.upper()\ncontext").stdout == "'THE DATA'\n"
+    assert fresh.run("del context").names["context"] == ("str", "not bound; load_context() has the data as given")
+    assert fresh.run("load_context('other')").error[1] == (
+        "load_context: there is no context named 'other'. Contexts: context"
+    )
+
+
+def test_each_context_can_be_had_again_by_its_name(fresh: DrivenWorker, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text('{"k": 1}')
+    fresh.open(context(tmp_path / "a", size=1))
+    fresh.open(context(tmp_path / "b", "more", "json", 8))
+    ran = fresh.run("more['k'] = 2; more = 0\nload_context(), load_context('more')")
+    assert ran.stdout == "('a', {'k': 1})\n"
+    assert fresh.run("1").names["more"] == ("int", "load_context('more') has the data as given")
 
 
 @pytest.mark.parametrize(

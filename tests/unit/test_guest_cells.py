@@ -25,6 +25,25 @@ def test_failed_cell_keeps_what_ran_before(worker: DrivenWorker) -> None:
     assert worker.run("kept, 'lost' in globals(), 'never' in globals()").stdout == "(42, False, False)\n"
 
 
+def test_an_import_within_a_string_is_text(worker: DrivenWorker) -> None:
+    code = 'script = """\nimport no_such_module\nfrom os import no_such_name\n"""\nprint(script.count("import"))'
+    ran = worker.run(code)
+    assert (ran.status, ran.stdout) == ("ok", "2\n")
+
+
+def test_an_import_runs_where_it_stands(worker: DrivenWorker) -> None:
+    ran = worker.run("print('before')\nif False:\n    import no_such_module\nimport no_such_module\nprint('after')")
+    assert (ran.stdout, ran.error[0]) == ("before\n", "ModuleNotFoundError")
+    assert "line 4" in ran.error[2]
+
+
+@pytest.mark.parametrize("leave", ["import sys; sys.exit('bye')", "raise SystemExit(3)", "exit()", "quit(1)"])
+def test_sys_exit_keeps_the_output_the_variables_and_the_process(worker: DrivenWorker, leave: str) -> None:
+    ran = worker.run(f"import os\npid = os.getpid()\nprint('printed')\n{leave}\nprint('never')")
+    assert (ran.status, ran.stdout, ran.error[0]) == ("error", "printed\n", "SystemExit")
+    assert worker.run("pid == os.getpid()").stdout == "True\n"
+
+
 def test_globals_and_locals_are_one_namespace(worker: DrivenWorker) -> None:
     code = """
     import dataclasses, math, pickle

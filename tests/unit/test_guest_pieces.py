@@ -161,9 +161,24 @@ class FakeLoop:
         self.now = end
 
 
-def clock(limit_s: float, grace_s: float) -> tuple[FakeLoop, Any, list[str]]:
+class FakeTimes:
+    """Processes that have been busy since the loop's time 0, for these parts of it; others began with the worker."""
+
+    def __init__(self, loop: FakeLoop, worker: float = 0.0, others: float = 0.0) -> None:
+        self._loop = loop
+        self._worker, self._others = worker, others
+
+    def worker(self) -> float:
+        return self._loop.now * self._worker
+
+    def everyone(self) -> float:
+        return self._loop.now * (self._worker + self._others)
+
+
+def clock(limit_s: float, grace_s: float, **busy: float) -> tuple[FakeLoop, Any, list[str]]:
     loop, seen = FakeLoop(), list[str]()
-    made = agent_clock.CellClock(loop, limit_s, grace_s, lambda: seen.append("interrupt"), seen.append)  # type: ignore[arg-type]
+    times = FakeTimes(loop, **busy)
+    made = agent_clock.CellClock(loop, limit_s, grace_s, lambda: seen.append("interrupt"), seen.append, times)  # type: ignore[arg-type]
     return loop, made, seen
 
 
@@ -183,6 +198,65 @@ def test_the_clock_counts_running_time_only_and_climbs_the_ladder() -> None:
     loop.advance(0.1)
     assert seen == ["interrupt", "timed_out"]
     assert cell.finish() == pytest.approx(12)
+
+
+def test_a_worker_that_spins_while_a_question_is_out_is_charged_for_it() -> None:
+    loop, cell, seen = clock(10, 2, worker=1.0)
+    loop.advance(1)
+    cell.pause()
+    loop.advance(8.9)
+    assert seen == []
+    loop.advance(0.2)
+    assert seen == ["interrupt"]
+
+
+def test_many_processors_cost_no_more_than_the_time_that_passes() -> None:
+    loop, cell, seen = clock(10, 2, worker=8.0)
+    cell.pause()
+    loop.advance(9.9)
+    assert seen == []
+    loop.advance(0.1)
+    assert seen == ["interrupt"]
+
+
+def test_programs_that_the_code_has_started_are_charged_from_the_second_look_on() -> None:
+    loop, cell, seen = clock(10, 2, others=1.0)
+    cell.pause()
+    loop.advance(19.9)
+    assert seen == []
+    loop.advance(0.1)
+    assert seen == ["interrupt"]
+
+
+def test_questions_one_after_the_other_do_not_hide_a_worker_that_spins() -> None:
+    loop, cell, seen = clock(10, 2, worker=1.0)
+    while not seen and loop.now < 100:
+        cell.pause()
+        loop.advance(0.5)
+        cell.resume()
+        cell.pause()
+    assert (seen, loop.now) == (["interrupt"], 10)
+
+
+def test_time_that_was_counted_is_not_counted_twice() -> None:
+    loop, cell, seen = clock(10, 2, worker=0.5)
+    loop.advance(8)  # runs; half of it on the processor
+    cell.pause()
+    loop.advance(4)  # its thread goes on at half speed: 6 s of processor time in all, and 8 have been counted
+    assert seen == []
+    cell.resume()
+    loop.advance(2.1)
+    assert seen == ["interrupt"]
+
+
+def test_a_long_wait_is_looked_at_now_and_then_only() -> None:
+    loop, cell, _ = clock(10, 2)
+    loop.advance(9.999)
+    cell.pause()
+    loop.advance(100)
+    looks = [timer for timer in loop.timers if not timer[3].cancelled]
+    assert len(looks) == 1
+    assert looks[0][0] - loop.now <= agent_clock.LOOK_S
 
 
 def test_waiting_does_not_stretch_the_grace() -> None:

@@ -88,6 +88,14 @@ def test_strict_raises_and_names_the_slot(worker: DrivenWorker) -> None:
     )
 
 
+def test_strict_names_the_failure_and_not_what_was_given_up_for_it(worker: DrivenWorker) -> None:
+    def stopped(asked: Asked) -> list[tuple[str, str]]:
+        return [("", "fine"), ("cancelled", "another failed before"), ("model", "it is down")]
+
+    ran = worker.run("llm_batch(['a', 'b', 'c'], strict=True)", stopped)
+    assert ran.error[1] == "llm_batch: prompts[2] (of 3) failed (model): it is down"
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "parts"),
     [
@@ -107,6 +115,11 @@ def test_strict_raises_and_names_the_slot(worker: DrivenWorker) -> None:
         ("llm_batch(['a', 'b'], contexts=['x'])", "ValueError", ["contexts has 1 items, but there are 2 prompts"]),
         ("llm_batch(['a'], contexts='x')", "TypeError", ["contexts must be a list"]),
         ("llm_query('a', context=object())", "TypeError", ["context must be a str, bytes or what JSON can hold"]),
+        ("llm_query('a', context=[float('nan')])", "TypeError", ["JSON has no NaN and no infinity", "None"]),
+        ("llm_query('a', context={'k': float('-inf')})", "TypeError", ["no infinity"]),
+        ("llm_query('a', context={1: 'a', '1': 'b'})", "TypeError", ["must have str keys", "not int", "str(key)"]),
+        ("llm_query('a', context=[({'k': {None: 1}},)])", "TypeError", ["must have str keys", "not NoneType"]),
+        ("llm_query('a', recursive='no')", "TypeError", ["recursive must be True, False or None, not str"]),
         ("llm_query('a', context={1, 2})", "TypeError", ["not set", "list(...)"]),
         ("llm_query('a' * 51_000_000 + 'é')", "ValueError", ["51,000,002 bytes", "50,331,648"]),
         ("await allm_query(3)", "TypeError", ["allm_query: prompt must be a str, not int"]),

@@ -28,11 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "views": {"values", "config"},
     "budget": WORDS,
     "rlm": WORDS,
-    "llm": WORDS | {"budget", "loop_thread"},
+    "llm": WORDS | {"budget", "loop_thread", "config"},  # an edge too: programs use its client by itself
     "sandbox": WORDS | {"protocol", "tasks", "json_shape"},
     "folds": WORDS,
     "run_session": WORDS | {"held", "rlm"},
-    "build": WORDS | ENGINE | {"config", "budget", "run_session"},
+    "build": WORDS | ENGINE | {"config", "budget", "run_session", "folds"},
     "library": WORDS | {"build", "config", "folds", "held", "loop_thread"},
     # The service. What both ends must know lies beneath both: `views`, and `wire` for the messages.
     "store": WORDS | {"views", "folds"},
@@ -66,7 +66,7 @@ DOORS = {
         "orchestrator/server/",
         "orchestrator/client/",
         "orchestrator/wire/",
-        "sandbox_image/guest/agent_",
+        "sandbox_image/guest/",
     },
     "sqlite3": {"orchestrator/store/"},
     "sqlite_utils": {"orchestrator/store/migrations"},

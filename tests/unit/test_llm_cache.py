@@ -94,6 +94,20 @@ async def test_the_last_one_to_leave_cancels_the_request_and_pays_for_it() -> No
     assert (await Cached(model, cache).chat(ask(), EventLog().root())).text == "re: hello"
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_one_who_leaves_in_the_moment_of_the_answer_pays_for_it(turns: int) -> None:
+    model = echoing()
+    model.gate.clear()
+    waiters = Waiters(Cached(model, AnswerCache()), 1)
+    await model.until(lambda: model.in_flight == 1)
+    model.gate.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiters.tasks[0].cancel()
+    await asyncio.gather(*waiters.tasks, return_exceptions=True)
+    assert waiters.paid == [0]
+
+
 async def test_a_failure_reaches_all_who_wait_and_is_not_kept() -> None:
     failure = ModelFailed(ModelFailure.REJECTED, "fake", "no")
     replies: list[Callable[[], str | Exception]] = [lambda: failure, lambda: "fine now"]

@@ -9,9 +9,10 @@ import pytest
 from orchestrator.budget import Budget
 from orchestrator.errors import BudgetExceeded, InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import EventLog, ModelCallEnded, ModelCallStarted, Outcome, Record, Span, SpanKind
+from orchestrator.folds.totals import Totals
 from orchestrator.llm.cache import AnswerCache, Cached
 from orchestrator.llm.metered import DEFAULT_OUTPUT_TOKENS, Metered
-from orchestrator.llm.prices import Prices
+from orchestrator.llm.prices import Price, Prices
 from orchestrator.llm.throttle import Throttle, Throttled
 from orchestrator.testing.fake_model import FakeChatModel
 from orchestrator.values import FinishReason, Limits, Message, Reply, Role, Spent, Usage
@@ -61,9 +62,37 @@ async def test_missing_usage_is_estimated_and_marked() -> None:
     budget = Budget(Limits())
     model = FakeChatModel(lambda messages: Reply("y" * 40, FinishReason.STOP, None, "fake"))
     await Metered(model, budget, PRICE).chat(ASK, root)
-    assert ended(records).usage is None
+    assert (ended(records).usage, ended(records).estimated) == (Usage(100, 10), True)
+    assert ended(records).cost_usd == budget.spent.cost_usd > 0
     assert budget.spent.usage == Usage(100, 10)
     assert budget.spent.estimated_calls == 1
+
+
+SILENT = Reply("y" * 40, FinishReason.STOP, None, "fake")
+
+
+@pytest.mark.parametrize("price", [PRICE, None], ids=["priced", "unpriced"])
+@pytest.mark.parametrize(
+    "outcome",
+    ["y" * 40, SILENT, ModelFailed(ModelFailure.SERVER, "fake", "500"), "cancelled", "twice", "refused"],
+    ids=["told", "silent", "failed", "cancelled", "twice", "refused"],
+)
+async def test_the_record_says_what_the_bill_says(outcome: str | Reply | Exception, price: Price | None) -> None:
+    totals = Totals()
+    root = EventLog(totals).root()
+    budget = Budget(Limits(max_calls=0) if outcome == "refused" else Limits())
+    model = FakeChatModel(lambda messages: SILENT if isinstance(outcome, str) and len(outcome) < 20 else outcome)
+    if outcome == "cancelled":
+        model.gate.clear()
+    chat = Metered(Cached(model, AnswerCache()), budget, price)
+    tasks = [asyncio.create_task(chat.chat(ASK, root)) for _ in range(2 if outcome == "twice" else 1)]
+    if outcome == "cancelled":
+        await model.until(lambda: model.in_flight == 1)
+        tasks[0].cancel()
+    await asyncio.wait(tasks)
+    assert totals.tree == budget.spent
+    assert totals.by_depth == budget.by_depth
+    assert all(task.cancelled() or task.exception() or task.result().text for task in tasks)
 
 
 async def test_a_failed_call_that_the_api_turned_down_is_counted_and_free() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.held import Held
-from orchestrator.loop_thread import LoopThread
+from orchestrator.loop_thread import GivenUp, LoopThread
 from tests.unit.held_doubles import Room
 
 
@@ -106,6 +108,68 @@ def test_closing_cancels_what_still_runs() -> None:
     began.wait()
     thread.close()
     assert cancelled.is_set()
+
+
+def test_closing_tells_who_waits_that_it_was_given_up() -> None:
+    thread = LoopThread()
+    began = threading.Event()
+
+    async def work() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    started = thread.submit(work())
+    began.wait()
+    thread.close()
+    with pytest.raises(GivenUp):
+        started.outcome.result()
+    started.cancel()  # of what has ended does nothing
+    with pytest.raises(RuntimeError, match="is closed"):
+        thread.call(_name())
+
+
+@pytest.mark.parametrize("stop", [SystemExit, KeyboardInterrupt])
+def test_work_that_wants_the_program_to_end_ends_its_caller_and_not_the_loop(
+    loop: LoopThread, stop: type[BaseException]
+) -> None:
+    async def work() -> None:
+        raise stop("enough")
+
+    with pytest.raises(stop):
+        loop.call(work())
+    assert loop.call(_name()) == "test-loop"
+
+
+def in_a_process(code: str) -> str:
+    """What a script says that uses the process's loop."""
+    script = f"import asyncio, os, sys, threading\nfrom orchestrator.loop_thread import process_loop\n{code}"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+def test_a_forked_child_ends_and_can_have_a_loop_of_its_own() -> None:
+    code = (
+        "old = process_loop()\nold.call(asyncio.sleep(0))\n"
+        "if (child := os.fork()) == 0:\n"
+        "    try: old.call(asyncio.sleep(0))\n"
+        "    except RuntimeError as error: print('forked' in str(error), flush=True)\n"
+        "    old.close()\n    process_loop().call(asyncio.sleep(0))\n    print('child', flush=True)\n    sys.exit()\n"
+        "print(os.waitpid(child, 0)[1])"
+    )
+    assert in_a_process(code) == "True\nchild\n0\n"
+
+
+def test_the_work_of_a_thread_is_waited_for_at_the_end_as_the_thread_itself_is() -> None:
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "async def answer(text):\n    await asyncio.sleep(0.05)\n    return text\n"
+        "def ask(text): sys.stdout.write(process_loop().call(answer(text)) + '\\n')\n"
+        "ask('main')\nThreadPoolExecutor(1).submit(ask, 'pool')\n"
+        "def twice():\n    ask('thread')\n    ask('again')\n"
+        "threading.Thread(target=twice).start()"
+    )
+    assert sorted(in_a_process(code).split()) == ["again", "main", "pool", "thread"]
 
 
 async def test_a_held_manager_is_entered_and_left_by_one_task() -> None:

@@ -29,6 +29,7 @@ from orchestrator.events import (
     Record,
     Span,
     SpanKind,
+    SubCallChoice,
 )
 from orchestrator.rlm.batch import CONTEXT_HOLDS_THE_TASK, MAX_ANSWER_CHARS, MAX_PROMPT_CHARS, Questions
 from orchestrator.rlm.leaf import Leaf
@@ -71,9 +72,9 @@ async def upper(prompt: Prompt) -> str:
 
 
 class Asking:
-    def __init__(self, folder: Path, sub: Sub) -> None:
+    def __init__(self, folder: Path, sub: Sub, plain: Sub | None = None, plain_chars: int = 0) -> None:
         self.contexts = FolderContexts(folder)
-        self.questions = Questions(sub, self.contexts)
+        self.questions = Questions(sub, self.contexts, plain, plain_chars)
         self.records: list[Record] = []
         self.cell = EventLog(self.records.append).root().child(SpanKind.CELL)
 
@@ -302,7 +303,7 @@ async def test_a_refusal_that_may_not_hold_for_others_does_not_stop_the_batch(
 async def test_a_used_up_budget_refuses_before_a_question_is_written_to_disk(tmp_path: Path) -> None:
     sub = Sub(upper, recursive=True)
     asking = Asking(tmp_path, sub)
-    questions = Questions(sub, asking.contexts, spent_out)
+    questions = Questions(sub, asking.contexts, used_up=spent_out)
     asked = tuple(Question(str(n), Attachment(ContextKind.TEXT, b"x" * 1_000)) for n in range(3))
     slots = await questions.answer(Batch(asked, 1), asking.cell)
     assert [isinstance(slot, Failed) and slot.reason for slot in slots] == [FailureReason.BUDGET] * 3
@@ -402,3 +403,85 @@ async def test_a_context_too_large_for_a_leaf_is_a_failure_that_says_so(tmp_path
     with pytest.raises(ModelFailed, match="11 bytes does not fit into a plain call, which takes 10") as caught:
         await leaf.completion(Prompt("q", context), EventLog().root())
     assert caught.value.kind is ModelFailure.TOO_LONG
+
+
+async def test_a_batch_that_is_to_stop_at_a_failure_cancels_what_is_left(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
+    async def one_fails(prompt: Prompt) -> str:
+        if prompt.query == "bad":
+            await started.wait()
+            raise ModelFailed(ModelFailure.SERVER, "m", "500")
+        if prompt.query == "slow":
+            started.set()
+            await asyncio.Event().wait()
+        return "fine"
+
+    sub = Sub(one_fails)
+    asking = Asking(tmp_path, sub)
+    batch = Batch(tuple(map(Question, ("good", "slow", "bad", "later"))), 3, stop_at_failure=True)
+    slots = await asking.questions.answer(batch, asking.cell)
+    assert slots[0] == Answered("fine")
+    assert [slot.reason for slot in slots[1:] if isinstance(slot, Failed)] == [
+        FailureReason.CANCELLED,
+        FailureReason.MODEL,
+        FailureReason.CANCELLED,
+    ]
+    assert "later" not in [prompt.query for prompt in sub.prompts] or slots[3] == Answered("fine")
+    outcomes = [event.outcome for event in asking.events() if isinstance(event, QueryEnded)]
+    assert outcomes.count(Outcome.FAILED) == 1
+    assert Outcome.CANCELLED in outcomes
+    assert isinstance(asking.events()[-1], BatchEnded)
+
+
+async def test_without_that_wish_a_failure_stops_nothing(tmp_path: Path) -> None:
+    async def one_fails(prompt: Prompt) -> str:
+        if prompt.query == "bad":
+            raise ModelFailed(ModelFailure.SERVER, "m", "500")
+        return "fine"
+
+    slots = await Asking(tmp_path, Sub(one_fails)).ask("bad", "a", "b", max_concurrent=1)
+    assert [isinstance(slot, Failed) for slot in slots] == [True, False, False]
+
+
+LONG = "x" * 101
+
+
+@pytest.mark.parametrize(
+    ("recursive", "plain_chars", "question", "goes_to", "choice"),
+    [
+        (None, 0, Question("short"), "sub", SubCallChoice.DEPTH),
+        (None, 100, Question("short"), "plain", SubCallChoice.SIZE),
+        (None, 100, Question(LONG), "sub", SubCallChoice.SIZE),
+        (None, 100, Question("short", Attachment(ContextKind.TEXT, b"x" * 95)), "plain", SubCallChoice.SIZE),
+        (None, 100, Question("short", Attachment(ContextKind.TEXT, b"x" * 96)), "sub", SubCallChoice.SIZE),
+        (None, 100, Question("short", Attachment(ContextKind.BYTES, b"x")), "sub", SubCallChoice.SIZE),
+        (True, 100, Question("short"), "sub", SubCallChoice.CODE),
+        (False, 0, Question(LONG), "plain", SubCallChoice.CODE),
+    ],
+)
+async def test_a_sub_call_is_plain_or_recursive_by_its_size_and_as_the_code_wishes(
+    tmp_path: Path,
+    recursive: bool | None,
+    plain_chars: int,
+    question: Question,
+    goes_to: str,
+    choice: SubCallChoice,
+) -> None:
+    subs = {"sub": Sub(upper, recursive=True), "plain": Sub(upper)}
+    asking = Asking(tmp_path, subs["sub"], subs["plain"], plain_chars)
+    await asking.questions.answer(Batch((question,), 1, recursive=recursive), asking.cell)
+    assert [name for name, sub in subs.items() if sub.prompts] == [goes_to]
+    (started,) = [event for event in asking.events() if isinstance(event, QueryStarted)]
+    assert (started.recursive, started.choice) == (goes_to == "sub", choice)
+    if goes_to == "plain" and question.attachment is None:
+        assert subs["plain"].prompts == [Prompt(question.prompt)]  # no context is written for it
+
+
+async def test_no_wish_makes_a_recursion_deeper(tmp_path: Path) -> None:
+    leaf = Sub(upper)
+    asking = Asking(tmp_path, leaf, Sub(upper), 100)
+    await asking.questions.answer(Batch((Question("q"),), 1, recursive=True), asking.cell)
+    assert [prompt.query for prompt in leaf.prompts] == ["q"]
+    (started,) = [event for event in asking.events() if isinstance(event, QueryStarted)]
+    assert (started.recursive, started.choice) == (False, SubCallChoice.DEPTH)

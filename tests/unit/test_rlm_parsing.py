@@ -139,6 +139,22 @@ def test_code_in_the_reasoning_of_a_reply_does_not_run() -> None:
     assert parse_reply("<think>\n```repl\nboom()\n```\n").blocks == ()
 
 
+@pytest.mark.parametrize("closing", ["\n</think>\n\n", "</think>\n", "\n </think> and then\n"])
+def test_reasoning_whose_opening_tag_the_template_wrote_is_skipped(closing: str) -> None:
+    reply = f"maybe try\n```repl\nboom()\n```\nFINAL(no)\nno.{closing}```repl\nx\n```"
+    assert codes(reply) == ["x"]
+    parsed = parse_reply(f"```repl\nboom()\n```{closing}FINAL(42)")
+    assert (parsed.blocks, parsed.textual_final) == ((), FinalText("42"))
+    assert answer_in(f"hm{closing}42").endswith("42")
+
+
+@pytest.mark.parametrize(
+    "code", ["said = reply.split('</think>')[-1]", "tag = '</think>'", "re.sub('<think>.*</think>', '', s)\n#</think>"]
+)
+def test_code_that_takes_reasoning_apart_runs(code: str) -> None:
+    assert codes(f"I clean them.\n```repl\n{code}\n```") == [code]
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

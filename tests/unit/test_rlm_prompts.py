@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ from orchestrator.values import (
     Role,
     Variable,
 )
+from tests.unit.guest_modules import worker_queries
 
 BOOK = ContextInfo(ContextKind.TEXT, "str", 1_200_000, 1_000_000, "characters", "Chapter I", "The End")
 
@@ -66,6 +68,7 @@ def printed(size: int, stderr: str = "") -> CellResult:
         "FINAL(value)",
         'FINAL_VAR("name")',
         "SHOW_VARS()",
+        "load_context()",
         '{"content": value, "ready": True}',
         '"failed", False',
         "```repl",
@@ -210,3 +213,20 @@ def test_a_style_gets_tighter_to_an_end() -> None:
         style = style.tightened()
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) == 4
+
+
+def test_where_sub_calls_are_agents_the_choice_of_a_plain_one_is_taught() -> None:
+    style = PromptStyle(plain_calls=True)
+    assert "With `recursive=False`" in prompt(0, 2, style)
+    assert "goes to a plain model by itself" not in prompt(0, 2, style)
+    assert "recursive=False" not in prompt(0, 1, style)
+    adaptive = prompt(0, 2, replace(style, plain_chars=20_000))
+    assert "at most 20,000 characters, its data included, goes to a plain model by itself" in adaptive
+    assert "`rlm_query(prompt)`" in adaptive
+
+
+def test_the_names_that_a_cell_cannot_lose_are_those_that_are_taught() -> None:
+    names = worker_queries.query_functions(None)  # type: ignore[arg-type]
+    everything = prompt(0, 2, PromptStyle(plain_calls=True, plain_chars=20_000))
+    assert [name for name in names.taught if name not in everything] == []
+    assert [name for name in names.offered if re.search(rf"(?<![.\w]){name}[(`]", everything)] == []

@@ -15,6 +15,7 @@ from orchestrator.events import (
     NoticeGiven,
     Outcome,
     RlmStarted,
+    TimeRanShort,
 )
 from orchestrator.rlm.iterations import iterations_at
 from orchestrator.rlm.steps import Ask, Finish, GiveUp, RunCell, next_step
@@ -209,10 +210,34 @@ def test_the_loss_of_all_variables_is_told_and_stops_the_reply() -> None:
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(CellStatus.TIMED_OUT, "time limit of a block. Its variables are kept"), (CellStatus.INTERRUPTED, "by the user")],
+    [(CellStatus.TIMED_OUT, "time limit of a block. Its variables are kept"), (CellStatus.INTERRUPTED, "from outside")],
 )
 def test_an_interrupted_cell_is_told(status: CellStatus, words: str) -> None:
     assert words in History().reply("```repl\nx\n```").cell(CellResult(status)).told()
+
+
+def test_when_time_runs_short_there_is_one_last_plain_question_and_no_more_code() -> None:
+    history = History().reply(TWO_BLOCKS).cell(OK)
+    history.transcript = fold(history.transcript, TimeRanShort(3.0))
+    ask = history.ask()
+    assert ask.last_resort
+    assert "The time for this task is over" in ask.messages[-1].content
+    assert "<stdout>\n7" in ask.messages[-1].content
+    step = next_step(history.reply("Seven.", last_resort=True).transcript)
+    assert step == Finish("Seven.", Ending.BEST_EFFORT)
+
+
+def test_a_reply_that_came_to_nothing_in_time_is_not_told() -> None:
+    history = History().reply("Hm.")
+    history.transcript = fold(fold(history.transcript, IterationStarted(2, 3)), TimeRanShort(3.0))
+    assert len(history.transcript.turns) == 1
+    assert history.ask().last_resort
+
+
+def test_an_answer_that_is_given_counts_also_when_time_runs_short() -> None:
+    history = History().reply(TWO_BLOCKS).cell(final("7"))
+    history.transcript = fold(history.transcript, TimeRanShort(3.0))
+    assert next_step(history.transcript) == Finish("7", Ending.FINAL)
 
 
 def test_out_of_iterations_there_is_one_last_plain_question() -> None:
