@@ -22,7 +22,8 @@ from orchestrator.llm.metered import DEFAULT_OUTPUT_TOKENS
 from orchestrator.llm.retries import Backoff
 from orchestrator.rlm.batch import SHORT_PROMPT_CHARS
 from orchestrator.rlm.prompts import PromptStyle
-from orchestrator.sandbox import session, wire
+from orchestrator.sandbox import wire
+from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT
 from orchestrator.sandbox.policy import load_policy
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
@@ -81,12 +82,17 @@ def wire_limits() -> str:
             "calls (`llm_query`, `llm_batch`) in flight from one sandbox",
             f"{_guest('worker_asks.py', 'MAX_IN_FLIGHT')}",
             f"more wait in the sandbox, as they do above {_size(_guest('worker_asks.py', 'MAX_BYTES_IN_FLIGHT'))} of "
-            f"prompts; code that goes around this is refused at {session.MAX_ASKS_IN_FLIGHT}",
+            f"prompts; code that goes around this is refused at {MAX_ASKS_IN_FLIGHT}",
         ),
         (
             "one gRPC message, either way",
             _size(wire.MAX_MESSAGE_BYTES),
-            "the call fails; a too large message of the guest's stream ends the sandbox",
+            "a call that is larger fails; a too large message of the guest's stream ends the sandbox",
+        ),
+        (
+            "answers to one call, together",
+            _size(wire.MAX_ANSWER_BYTES),
+            "what has no room fails in its own slot, with reason `no_room`",
         ),
         (
             "context of a plain sub-call",

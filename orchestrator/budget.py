@@ -72,6 +72,15 @@ class Budget:
             self._add(wanted.depth, wanted.model, reservation.spent)
             self._wake()
 
+    def used_up(self) -> BudgetExceeded | None:
+        """What refuses every further call, whatever its size; None while some call might still be made."""
+        limits, used = self.limits, self._total
+        if limits.max_calls is not None and used.calls >= limits.max_calls:
+            return BudgetExceeded("max_calls", limits.max_calls, used.calls, 1)
+        if limits.max_tokens is not None and used.usage.total_tokens >= limits.max_tokens:
+            return BudgetExceeded("max_tokens", limits.max_tokens, used.usage.total_tokens, 1)
+        return None
+
     def take_sandbox(self, depth: int = 0) -> None:
         """Counts a sandbox. Raises `BudgetExceeded` when there may be no more."""
         allowed, used = self.limits.max_sandboxes, self._total.sandboxes

@@ -173,7 +173,7 @@ class Orchestrator:
     async def questions(self, settings: RunSettings, budget: Budget) -> CellQuestions:
         """Answers for the code of a sandbox without an RLM: from the root's model of these settings, in plain calls."""
         leaf = Leaf(await self._chat(settings, 0, budget), self.contexts, MAX_LEAF_CONTEXT_BYTES)
-        return CellQuestions(Questions(leaf, self.contexts))
+        return CellQuestions(Questions(leaf, self.contexts, used_up=budget.used_up))
 
     def check(self, query: str, settings: RunSettings) -> None:
         """Raises `InvalidInput` for a run that could not even begin."""
@@ -265,6 +265,7 @@ class Orchestrator:
                 memory=kept.memory if kept is not None else None,
                 plain=leaves[depth + 1],
                 plain_chars=PLAIN_CHARS if settings.adaptive_depth else 0,
+                used_up=budget.used_up,
             )
         return model
 

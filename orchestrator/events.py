@@ -183,6 +183,7 @@ class BatchStarted(_Event, frozen=True):
 class BatchEnded(_Event, frozen=True):
     outcome: Outcome
     failed: int
+    unasked: int = 0  # distinct ones that were not asked any more, since the budget had refused one for good
 
 
 class SubCallChoice(StrEnum):
@@ -195,7 +196,7 @@ class SubCallChoice(StrEnum):
 
 class QueryStarted(_Event, frozen=True):
     index: int  # its place in the batch
-    prompt: str
+    prompt: str  # of a long one the head and the tail, and its length
     recursive: bool
     choice: SubCallChoice = SubCallChoice.DEPTH
 

@@ -73,7 +73,8 @@ class RLM:
         self._logs: tuple[Sink, ...] = ()
         if enable_logging:
             self._logs = (LogSink(),)
-            show_logs()
+            keys = (self._config.api_key, *(each.api_key for each in self._config.endpoints.values()))
+            show_logs(keys)
 
     @property
     def config(self) -> Config:

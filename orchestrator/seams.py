@@ -111,7 +111,8 @@ class Sandbox(Protocol):
     ) -> CellResult:
         """Runs a cell in the one live namespace; one at a time. `time_limit_s` None is the factory's default.
 
-        Cancelling it interrupts the cell and gives the sandbox up. Raises `SandboxLost`, never for the code's faults.
+        Cancelling it interrupts the cell and gives the sandbox up. Raises `SandboxLost`, never for the code's faults;
+        `InvalidInput` for a limit that is not more than 0.
         """
 
     async def interrupt(self) -> None:

@@ -104,6 +104,7 @@ class FailureReason(StrEnum):
     SANDBOX = "sandbox"
     INVALID = "invalid"
     CANCELLED = "cancelled"  # another question of its batch failed, and that was to be enough
+    NO_ROOM = "no_room"
 
 
 @dataclass(frozen=True, slots=True)

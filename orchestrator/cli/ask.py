@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,6 @@ def ask(
     The answer goes to stdout, all else to stderr. Press Ctrl-C once to stop cleanly, twice to stop at once.
     """
     watch = _Watch(verbose, quiet or (as_json and not is_terminal()), no_color)
-    _log_to_stderr(verbose)
 
     def unanswered(error: dict[str, Any]) -> None:
         if as_json:
@@ -121,6 +120,7 @@ def ask(
     try:
         services = current()
         config = services.load(overrides)
+        _log_to_stderr(verbose, (config.api_key, *(each.api_key for each in config.endpoints.values())))
         gathered = gather(files, ContextFormat(context_format), Selection(include, exclude))
         if record is not None:
             gathered.refuse_to_overwrite(record)
@@ -172,13 +172,13 @@ def _recording(path: Path) -> Iterator[Sink]:
             warn(journal.problem)
 
 
-def _log_to_stderr(verbose: int) -> None:
+def _log_to_stderr(verbose: int, secrets: Iterable[str | None]) -> None:
     if not verbose:
         return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    from orchestrator.folds.safe_lines import lines_to_stderr
+
     logger = logging.getLogger("orchestrator")
-    logger.handlers = [handler]
+    logger.handlers = [lines_to_stderr(secrets)]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
 

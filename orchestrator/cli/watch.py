@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -81,5 +82,15 @@ async def _watch(address: str, environ: Mapping[str, str], run_id: str, events: 
 def _to_stdout(record: object) -> None:
     import msgspec
 
-    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    # The encoder leaves all but C0 as it is, and what watches on a terminal obeys C1, DEL and the bidirectional ones.
+    text = _NOT_PLAIN.sub(_escaped, msgspec.json.encode(record).decode("utf-8", "replace"))
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))

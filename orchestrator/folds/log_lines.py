@@ -51,7 +51,7 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
 
     match event:
         case ev.RunStarted():
-            models = " > ".join(event.models)
+            models = one_line(" > ".join(event.models), 400)
             return (loop(f"run {event.run_id} started: max_depth={event.max_depth}, models {models}"),)
         case ev.RunEnded():
             spent = event.spent
@@ -65,7 +65,7 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.RlmStarted():
             info = event.context
             about = f"; context {info.type_name}, {info.length:,} {info.unit}" if info else ""
-            return (loop(f"RLM started on {event.model}: {one_line(event.query, 120)}{about}"),)
+            return (loop(f"RLM started on {one_line(event.model, 80)}: {one_line(event.query, 120)}{about}"),)
         case ev.RlmEnded(outcome=ev.Outcome.OK):
             return (loop(f"RLM answered ({event.ending}): {one_line(event.answer or '', 120)}"),)
         case ev.RlmEnded():
@@ -87,10 +87,10 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.ModelCallEnded(outcome=ev.Outcome.OK):
             source = "cache" if event.cached else f"{event.seconds:.1f} s"
             about = "about " if event.estimated else ""
-            heard = f"{event.model} replied in {source}: {about}{_tokens(event.usage)}"
+            heard = f"{one_line(event.model, 80)} replied in {source}: {about}{_tokens(event.usage)}"
             return (loop(heard), loop(f"reply: {one_line(event.text or '', 400)}", logging.DEBUG))
         case ev.ModelCallEnded():
-            return (loop(f"{event.model} {event.outcome}{_because(event.error)}", logging.WARNING),)
+            return (loop(f"{one_line(event.model, 80)} {event.outcome}{_because(event.error)}", logging.WARNING),)
         case ev.SandboxStarted():
             kind = "warm" if event.warm else "cold"
             return (repl(f"sandbox {event.name} {kind} after {event.seconds * 1000:.0f} ms"),)
@@ -114,8 +114,9 @@ def log_lines(record: ev.Record) -> tuple[LogLine, ...]:
         case ev.BatchStarted(size=size) if size > 1:
             distinct = f" ({event.distinct:,} distinct)" if event.distinct != size else ""
             return (repl(f"llm_batch of {size:,}{distinct}, at most {event.max_concurrent} at once"),)
-        case ev.BatchEnded(failed=failed):
+        case ev.BatchEnded(failed=failed, unasked=unasked):
             failures = f", {failed:,} failed" if failed else ""
+            failures += f", {unasked:,} were not asked any more" if unasked else ""
             return (repl(f"answers are back{failures}", logging.WARNING if failed else logging.DEBUG),)
         case ev.QueryStarted():
             kind = "sub-RLM" if event.recursive else "sub-call"
@@ -132,7 +133,7 @@ def _cell(result: CellResult) -> str:
     status = result.status.replace("_", " ")
     text = f"cell {status} in {result.seconds:.2f} s, {result.stdout.total_bytes:,} bytes printed"
     if result.error:
-        text += f": {result.error.type_name}: {one_line(result.error.message, 160)}"
+        text += f": {one_line(result.error.type_name, 80)}: {one_line(result.error.message, 160)}"
     if result.death:
         text += f" ({result.death.cause.replace('_', ' ')}; its variables are gone)"
     if result.final:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
-from orchestrator.errors import RLMError
+from orchestrator.errors import BudgetExceeded, ModelFailed, ModelFailure, RLMError
 from orchestrator.events import (
     BatchEnded,
     BatchStarted,
@@ -32,28 +34,48 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_HOLDS_THE_TASK: Final = "Do what the context asks. It is the whole task: instructions, and data if any."
 SHORT_PROMPT_CHARS: Final = 2_000  # up to this a prompt is repeated as the child's query
+# A model sees it as it is: no window is that large, and an event with it must fit into a message.
+MAX_PROMPT_CHARS: Final = 8 * 1024 * 1024
+MAX_ANSWER_CHARS: Final = 8 * 1024 * 1024
+# Of a prompt in the record: the whole of it is in the event of the model call, or in the sub-call's context.
+_SHOWN_HEAD, _SHOWN_TAIL = 8_000, 2_000
+# So many questions begin before others have their turn on the loop: each is some events, and the sinks of those.
+_AT_A_TURN: Final = 16
+
+
+def _no_refusal() -> BudgetExceeded | None:
+    return None
 
 
 class Questions:
     """Answers batches with one language model, plain or recursive without the asking code knowing.
 
     `plain` stands in for a recursive `sub` where the code asks for that, and for questions of at most `plain_chars`
-    characters, their data included, unless the code insists.
+    characters, their data included, unless the code insists. `used_up` says what of the budget allows nothing more at
+    all; what is asked then is not even written down.
     """
 
     def __init__(
-        self, sub: LanguageModel, contexts: ContextStore, plain: LanguageModel | None = None, plain_chars: int = 0
+        self,
+        sub: LanguageModel,
+        contexts: ContextStore,
+        plain: LanguageModel | None = None,
+        plain_chars: int = 0,
+        used_up: Callable[[], BudgetExceeded | None] = _no_refusal,
     ) -> None:
         self._sub = sub
         self._contexts = contexts
         self._plain = plain
         self._plain_chars = plain_chars
+        self._used_up = used_up
 
     async def answer(self, batch: Batch, span: Span, deadline: Deadline | None = None) -> tuple[Slot, ...]:
         """A slot for each question, in their order; equal questions are asked once and answered everywhere.
 
-        At most `batch.max_concurrent` are asked at a time, and none that is not answered by `deadline`. `span` is the
-        cell's. Raises nothing but `asyncio.CancelledError`, which stops all that is in flight and waits for it.
+        At most `batch.max_concurrent` are asked at a time, and none that is not answered by `deadline`. When the budget
+        allows nothing more, the first question that it refuses is the last that is asked, and all others fail as it
+        did. `span` is the cell's. Raises nothing but `asyncio.CancelledError`, which stops all that is in flight and
+        waits for it.
         """
         if batch.max_concurrent < 1:
             refused = failed(FailureReason.INVALID, "max_concurrent must be at least 1")
@@ -63,32 +85,22 @@ class Questions:
         first_at: dict[Question, int] = {}
         for index, question in enumerate(batch.questions):
             first_at.setdefault(question, index)
-        slots: dict[Question, Slot] = {}
         batch_span = span.child(SpanKind.BATCH)
         batch_span.emit(BatchStarted(len(batch.questions), len(first_at), batch.max_concurrent))
 
+        def ask(question: Question, index: int) -> Coroutine[None, None, Slot | _Hopeless]:
+            model, choice = self._model_for(question, batch.recursive)
+            return self._ask(question, index, batch_span, model, choice, deadline)
+
+        asking = _Asking(ask, batch.stop_at_failure)
+
         def end(outcome: Outcome, error: str) -> BatchEnded:
-            return BatchEnded(outcome, sum(isinstance(slots.get(asked), Failed) for asked in batch.questions))
+            found = [asking.slots.get(question) for question in batch.questions]
+            return BatchEnded(outcome, sum(isinstance(slot, Failed) for slot in found), asking.unasked)
 
         with ended(batch_span.emit, end):
-            room = asyncio.Semaphore(batch.max_concurrent)
-            tasks: set[asyncio.Task[None]] = set()
-
-            async def ask(question: Question, index: int) -> None:
-                async with room:
-                    model, choice = self._model_for(question, batch.recursive)
-                    slots[question] = await self._ask(question, index, batch_span, model, choice, deadline)
-                if batch.stop_at_failure and isinstance(slots[question], Failed):
-                    for task in tasks - {asyncio.current_task()}:
-                        task.cancel()
-
-            # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
-            async with asyncio.TaskGroup() as group:
-                for question, index in first_at.items():
-                    tasks.add(group.create_task(ask(question, index)))
-            for question in first_at:
-                slots.setdefault(question, failed(FailureReason.CANCELLED))
-        return tuple(slots[question] for question in batch.questions)
+            await asking.all(first_at, batch.max_concurrent)
+        return tuple(asking.slots[question] for question in batch.questions)
 
     def _model_for(self, question: Question, recursive: bool | None) -> tuple[LanguageModel, SubCallChoice]:
         if self._plain is None or not self._sub.recursive:
@@ -111,13 +123,13 @@ class Questions:
         model: LanguageModel,
         choice: SubCallChoice,
         deadline: Deadline | None,
-    ) -> Slot:
+    ) -> Slot | _Hopeless:
         # A sub-call belongs to the depth below, plain ones too: cost by depth is read off the spans.
         span = batch_span.child(SpanKind.QUERY, depth=batch_span.depth + 1)
-        span.emit(QueryStarted(index, question.prompt, model.recursive, choice))
+        span.emit(QueryStarted(index, _shown(question.prompt), model.recursive, choice))
         outcome, text, failure, error = Outcome.CANCELLED, None, None, ""
         try:
-            text = await in_time(self._complete(question, span, model, deadline), deadline)
+            text = _cut(await in_time(self._complete(question, span, model, deadline), deadline))
             outcome = Outcome.OK
             return Answered(text)
         except Exception as reason:
@@ -125,11 +137,21 @@ class Questions:
                 logger.exception("a sub-call failed in an unforeseen way")
             slot = as_slot(reason)
             outcome, failure, error = Outcome.FAILED, slot.reason, str(reason) or type(reason).__name__
-            return slot
+            return _Hopeless(slot) if _is_hopeless(reason) else slot
         finally:
             span.emit(QueryEnded(outcome, text, failure, error))
 
     async def _complete(self, question: Question, span: Span, model: LanguageModel, deadline: Deadline | None) -> str:
+        # Before the question is written to disk: refusing must cost less than asking does.
+        if (refusal := self._used_up()) is not None:
+            raise refusal
+        as_it_is = question.attachment is not None or not model.recursive
+        if as_it_is and len(question.prompt) > MAX_PROMPT_CHARS:
+            raise ModelFailed(
+                ModelFailure.TOO_LONG,
+                "sub-call",
+                f"a prompt has {len(question.prompt):,} characters, and may have {MAX_PROMPT_CHARS:,}",
+            )
         async with self._prompt(question, model.recursive, deadline) as prompt:
             return (await model.completion(prompt, span)).text
 
@@ -155,3 +177,88 @@ class Questions:
             except Exception:
                 # The answer is there and paid for; the store's own sweep finds the file.
                 logger.exception("a sub-call's context could not be removed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Hopeless:
+    """A refusal that holds for every other question, too."""
+
+    slot: Failed
+
+
+class _Asking:
+    """One batch on its way."""
+
+    def __init__(
+        self, ask: Callable[[Question, int], Coroutine[None, None, Slot | _Hopeless]], stop_at_failure: bool
+    ) -> None:
+        self._ask = ask
+        self._stop_at_failure = stop_at_failure
+        self._rest: Failed | None = None  # what becomes of all that has no slot yet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.slots: dict[Question, Slot] = {}
+        self.unasked = 0
+
+    async def all(self, questions: Mapping[Question, int], max_concurrent: int) -> None:
+        if len(questions) == 1:  # llm_query: no task, and nobody to give a turn to
+            [(question, index)] = questions.items()
+            await self._one(question, index)
+            return
+        room = asyncio.Semaphore(max_concurrent)
+
+        async def one(question: Question, index: int) -> None:
+            try:
+                await self._one(question, index)
+            finally:
+                room.release()
+
+        # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
+        async with asyncio.TaskGroup() as group:
+            for count, (question, index) in enumerate(questions.items()):
+                if count % _AT_A_TURN == 1:  # the first is heard of before others begin: it may speak for all
+                    await asyncio.sleep(0)
+                await room.acquire()
+                if self._rest is not None:
+                    break
+                self._tasks.add(group.create_task(one(question, index)))
+        if self._rest is not None:
+            rest = self._rest
+            without = [question for question in questions if question not in self.slots]
+            self.slots.update(dict.fromkeys(without, rest))
+            self.unasked = len(without) if rest.reason is FailureReason.BUDGET else 0
+
+    async def _one(self, question: Question, index: int) -> None:
+        match await self._ask(question, index):
+            case _Hopeless(slot):
+                self.slots[question] = slot
+                self._rest = self._rest or slot
+            case slot:
+                self.slots[question] = slot
+        if self._stop_at_failure and isinstance(slot, Failed):
+            self._rest = failed(FailureReason.CANCELLED)
+            for task in self._tasks - {asyncio.current_task()}:
+                task.cancel()
+
+
+def _is_hopeless(reason: Exception) -> bool:
+    """Whether no other question could be asked either.
+
+    A smaller one may fit into what is left; an RLM may answer without the sandbox that it cannot have.
+    """
+    if not isinstance(reason, BudgetExceeded) or reason.limit == "max_sandboxes":
+        return False
+    return reason.used >= reason.allowed or math.isinf(reason.wanted)
+
+
+def _shown(prompt: str) -> str:
+    if len(prompt) <= _SHOWN_HEAD + _SHOWN_TAIL:
+        return prompt
+    left_out = len(prompt) - _SHOWN_HEAD - _SHOWN_TAIL
+    note = f"[... {left_out:,} of {len(prompt):,} characters left out ...]"
+    return f"{prompt[:_SHOWN_HEAD]}\n{note}\n{prompt[-_SHOWN_TAIL:]}"
+
+
+def _cut(answer: str) -> str:
+    if len(answer) <= MAX_ANSWER_CHARS:
+        return answer
+    return f"{answer[:MAX_ANSWER_CHARS]}\n[... cut: the answer has {len(answer):,} characters ...]"

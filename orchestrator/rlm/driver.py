@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from orchestrator.errors import InvalidInput
+from orchestrator.errors import BudgetExceeded, InvalidInput
 from orchestrator.events import Outcome, RlmEnded, RlmStarted, Span, SpanKind
 from orchestrator.rlm.batch import Questions
 from orchestrator.rlm.ended import ended
@@ -25,6 +25,7 @@ class RLM:
     `plain_chars` too. `cell_timeout_s` None is the sandboxes' own limit.
     `instructions` are the user's own for this depth, added to the system prompt. With a `memory`, each completion goes
     on from the one before, and `sandboxes` must give the same sandbox to each; without one, each begins anew.
+    `used_up` is what `Questions` takes.
 
     Raises `InvalidInput` for numbers that break these rules.
     """
@@ -45,6 +46,7 @@ class RLM:
         memory: Memory | None = None,
         plain: LanguageModel | None = None,
         plain_chars: int = 0,
+        used_up: Callable[[], BudgetExceeded | None] = lambda: None,
     ) -> None:
         if not 0 <= depth < max_depth:
             raise InvalidInput("depth", f"must be from 0 to below max_depth ({max_depth}); it is {depth}.")
@@ -52,7 +54,7 @@ class RLM:
             raise InvalidInput("max_iterations", f"must be at least 1; it is {max_iterations}.")
         self._chat = chat
         self._sandboxes = sandboxes
-        self._questions = Questions(sub, contexts, plain, plain_chars)
+        self._questions = Questions(sub, contexts, plain, plain_chars, used_up)
         self._depth = depth
         self._max_depth = max_depth
         self._max_iterations = max_iterations

@@ -25,6 +25,7 @@ _TEXTS: Final[dict[FailureReason, str]] = {
     FailureReason.SANDBOX: "the sub-call had no sandbox to run its code in",
     FailureReason.INVALID: "the question breaks a rule",
     FailureReason.CANCELLED: "another question of the batch failed before",
+    FailureReason.NO_ROOM: "the answers to one call are too large together; ask fewer questions at once",
 }
 
 _MODEL_TEXTS: Final[dict[ModelFailure, str]] = {

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any
+import math
 
 import msgspec
 
+from orchestrator.errors import InvalidInput
+from orchestrator.sandbox.asks import CellAsks
 from orchestrator.sandbox.output import OutputFold
 from orchestrator.sandbox.wire import CellEnded, Output
 from orchestrator.seams import OutputSink
-from orchestrator.tasks import TaskSet
-from orchestrator.values import CellResult, OutputStream, Slot
+from orchestrator.values import CellResult, OutputStream
 
 logger = logging.getLogger(__name__)
+
+_SECOND_LOOK_S = 1.0
+
+
+def check_time_limit(time_limit_s: float | None) -> None:
+    """Raises `InvalidInput` for a limit that is none: what each end makes of such a number may differ."""
+    if time_limit_s is not None and not 0 < time_limit_s < math.inf:
+        raise InvalidInput(
+            "time_limit_s", f"must be more than 0 s; it is {time_limit_s:g} s.", "Leave it out for the default."
+        )
 
 
 class RunningCell:
@@ -27,15 +37,8 @@ class RunningCell:
         self._on_output = on_output
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[CellResult] = self._loop.create_future()
-        self._questions = TaskSet()
-        self._changed = asyncio.Event()
         self._started = self._loop.time()
-        self._waited = 0.0
-        self._waiting_since: float | None = None
-
-    @property
-    def questions_out(self) -> int:
-        return len(self._questions)
+        self.asks = CellAsks(number)
 
     def wrote(self, output: Output) -> None:
         """Raises `OutputOverrun`."""
@@ -50,55 +53,44 @@ class RunningCell:
             logger.exception("the sink for a cell's output raised and is dropped")
 
     def ended(self, message: CellEnded) -> None:
-        self._finish()
+        # A guest that says otherwise would spoil every sum of running times.
+        seconds = min(message.result.seconds, self._loop.time() - self._started)
+        self.asks.end()
         if not self._result.done():
             stdout = self._folds[OutputStream.STDOUT].finish(message.stdout_bytes)
             stderr = self._folds[OutputStream.STDERR].finish(message.stderr_bytes)
-            self._result.set_result(msgspec.structs.replace(message.result, stdout=stdout, stderr=stderr))
+            self._result.set_result(
+                msgspec.structs.replace(message.result, stdout=stdout, stderr=stderr, seconds=seconds)
+            )
 
     def fail(self, error: BaseException) -> None:
-        self._finish()
+        self.asks.end()
         if not self._result.done():
             self._result.set_exception(error)
 
-    def ask(self, question: Coroutine[Any, Any, Sequence[Slot]]) -> asyncio.Task[Sequence[Slot]]:
-        """Starts to answer; cancelled when the cell ends."""
-        if not len(self._questions):
-            self._waiting_since = self._loop.time()
-        task = self._questions.spawn(question, f"answer for cell {self.number}")
-        task.add_done_callback(self._answered)
-        self._changed.set()
-        return task
-
     async def wait(self, limit_s: float) -> CellResult:
         """The result. Raises `TimeoutError` when the cell has run for so long, waiting for answers not counted."""
+        asks, suspected = self.asks, False
         while not self._result.done():
-            left = None if len(self._questions) else limit_s - self._running_s()
+            left = None if asks.answering else limit_s - self._running_s()
             if left is not None and left <= 0:
-                raise TimeoutError
-            self._changed.clear()
+                if suspected:
+                    raise TimeoutError
+                # A process that was itself held up, or stopped, reads what has come before it judges.
+                suspected, left = True, min(_SECOND_LOOK_S, limit_s)
+            asks.changed.clear()
             try:
                 async with asyncio.timeout(left):
-                    await self._changed.wait()
+                    await asks.changed.wait()
             except TimeoutError:
                 continue
         return self._result.result()
 
     async def close(self) -> None:
         """Cancels what is still being answered, and waits until it is."""
-        await self._questions.close()
+        await self.asks.close()
         if self._result.done() and not self._result.cancelled():
             self._result.exception()  # seen: nobody may be left to ask for it
 
-    def _finish(self) -> None:
-        self._questions.cancel()
-        self._changed.set()
-
-    def _answered(self, _: asyncio.Task[Sequence[Slot]]) -> None:
-        if not len(self._questions) and self._waiting_since is not None:
-            self._waited += self._loop.time() - self._waiting_since
-            self._waiting_since = None
-        self._changed.set()
-
     def _running_s(self) -> float:
-        return self._loop.time() - self._started - self._waited
+        return self._loop.time() - self._started - self.asks.excused_s

@@ -5,38 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
-from orchestrator.errors import SandboxUnavailable
+from orchestrator.errors import LossCause, SandboxUnavailable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import wire
-from orchestrator.sandbox.session import (
-    MAX_ASKS_IN_FLIGHT,
-    AskNotNow,
-    AskRefused,
-    GuestSession,
-    TooManyAsks,
-)
+from orchestrator.sandbox import pace, wire
+from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT, AskNotNow, AskRefused, TooManyAsks
+from orchestrator.sandbox.cell import RunningCell
+from orchestrator.sandbox.session import GuestSession
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
+from orchestrator.sandbox.unread import Unread
 from orchestrator.tasks import TaskSet
+from orchestrator.values import Slot
 
 logger = logging.getLogger(__name__)
 
 _READS_AT_A_TIME = 2
 _READ_TIMEOUT_S = 60.0
-_MAX_BYTES_IN_FLIGHT = 2 * wire.MAX_MESSAGE_BYTES
+_LONGEST_PAUSE_S = 1.0  # before the next message of the stream, which may be the end of a cell
 
 _IDENTITY_ONLY = 1  # a bitset of grpc_compression_algorithm
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
-    # Attach and the calls in flight.
-    ("grpc.max_concurrent_streams", MAX_ASKS_IN_FLIGHT + 8),
+    # Attach, the calls in flight, and those that the code has given up and the server has not seen the end of.
+    ("grpc.max_concurrent_streams", 4 * MAX_ASKS_IN_FLIGHT + 8),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # A kilobyte that unpacks to gigabytes is refused before it is unpacked.
@@ -65,22 +63,22 @@ class GuestServer:
         self._named = True
         self._handlers = TaskSet()
         self._reading = asyncio.Semaphore(_READS_AT_A_TIME)
-        self._bytes_in_flight = 0
+        self._unread = Unread(self._not_read)
         self._server = grpc.aio.server(options=OPTIONS)
+        service = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Attach": grpc.stream_stream_rpc_method_handler(
+            f"/{service}/Attach": grpc.stream_stream_rpc_method_handler(
                 self._attach,
                 request_deserializer=None,  # bytes: what they hold is counted before it is built
                 response_serializer=pb.AttachResponse.SerializeToString,
             ),
-            "Ask": grpc.stream_unary_rpc_method_handler(
+            f"/{service}/Ask": grpc.stream_unary_rpc_method_handler(
                 self._ask,
                 request_deserializer=None,
-                response_serializer=pb.AskResponse.SerializeToString,
+                response_serializer=None,  # bytes: what they take is counted before they are built
             ),
         }
-        service = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        self._server.add_generic_rpc_handlers((_Methods(methods, self._begun),))
 
     async def __aenter__(self) -> GuestServer:
         path = os.fsencode(self._socket)
@@ -95,10 +93,12 @@ class GuestServer:
             raise SandboxUnavailable(f"no socket could be opened at {self._socket}: {error}.") from error
         # The container's user is another than ours, and connecting takes the right to write.
         self._socket.chmod(0o666)
+        self._session.when_failed(self._end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        self._unread.close()
         await self._server.stop(None)
         await self._handlers.close()
 
@@ -122,18 +122,22 @@ class GuestServer:
     async def _ask(
         self,
         requests: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext[bytes, pb.AskResponse],
-    ) -> pb.AskResponse:
-        self._adopt_handler()
-        held = 0
+        context: grpc.aio.ServicerContext[bytes, bytes],
+    ) -> bytes:
+        handler = self._adopt_handler()
+        session = self._session
         try:
-            self._session.check_askable()
-            request = await self._read_question(requests)
-            held = len(request)
-            self._bytes_in_flight += held
-            if self._bytes_in_flight > _MAX_BYTES_IN_FLIGHT:
-                raise TooManyAsks(f"at most {_MAX_BYTES_IN_FLIGHT:,} bytes of questions may be in flight")
-            return wire.answer_message(await self._session.ask(wire.read_questions(request)))
+            cell = session.askable()
+            with cell.asks.call():
+                with cell.asks.waiting(handler):
+                    request = await self._read_question(requests, cell)
+                session.charge(len(request) * pace.BYTE_S)
+                batch = wire.read_questions(request)
+                session.charge(len(batch.questions) * pace.QUESTION_S)
+                size = len(request)
+                del request
+                slots = await session.ask(cell, batch, size)
+            return await self._answer(slots, handler, cell)
         except (TooManyAsks, wire.TooManyQuestions) as error:
             code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
         except wire.BadQuestion as error:
@@ -142,12 +146,20 @@ class GuestServer:
             code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         except AskRefused as error:
             code, text = grpc.StatusCode.CANCELLED, str(error)
-        finally:
-            self._bytes_in_flight -= held
+        except Exception:
+            # gRPC would tell the guest of it in its own words, and ours.
+            logger.exception("a question could not be answered")
+            code, text = grpc.StatusCode.INTERNAL, "the host could not answer"
+        if code is not grpc.StatusCode.CANCELLED:
+            session.charge(pace.REFUSED_S)
         return await _refuse(context, code, text)
 
-    async def _read_question(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def _read_question(self, requests: AsyncIterator[bytes], cell: RunningCell) -> bytes:
         async with self._reading:
+            await cell.asks.room()
+            while (wait_s := self._session.wait_s()) > 0:
+                cell.asks.excuse(wait_s)
+                await asyncio.sleep(wait_s)
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
                     return await anext(aiter(requests))
@@ -158,10 +170,31 @@ class GuestServer:
                 logger.debug("a question could not be read", exc_info=error)
                 raise wire.BadQuestion("there is no question") from None
 
-    def _adopt_handler(self) -> None:
+    async def _answer(self, slots: Sequence[Slot], handler: asyncio.Task[Any], cell: RunningCell) -> bytes:
+        pieces = wire.answer_pieces(slots)
+        size = sum(map(len, pieces))
+        self._session.charge(size * pace.BYTE_S)
+        if not self._unread.fits(size):
+            with cell.asks.waiting(handler):
+                await self._unread.room(size)
+        self._unread.add(size, handler)  # which ends when gRPC has sent it
+        return b"".join(pieces)
+
+    def _begun(self) -> None:
+        self._session.charge(pace.CALL_S)
+
+    def _not_read(self) -> None:
+        self._session.lose(LossCause.UNRESPONSIVE, "the guest does not read what it is answered")
+
+    def _end(self) -> None:
+        """Lost: nothing more is taken of it, and nothing held for it, whenever its owner comes to close it."""
+        self._handlers.spawn(self._server.stop(None), f"{self._session.name}: stopping")
+
+    def _adopt_handler(self) -> asyncio.Task[Any]:
         task = asyncio.current_task()
-        if task is not None:
-            self._handlers.adopt(task)
+        assert task is not None, "gRPC makes a task of each call"
+        self._handlers.adopt(task)
+        return task
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         session = self._session
@@ -171,8 +204,22 @@ class GuestServer:
                 if self._named and session.usable:
                     self._named = False
                     self._socket.unlink(missing_ok=True)
+                if (wait_s := session.wait_s()) > 0:
+                    await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
         finally:
             session.stream_ended()
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Counts each call, also one that is reset before any code of a method runs."""
+
+    def __init__(self, methods: dict[str, grpc.RpcMethodHandler[Any, Any]], begun: Callable[[], None]) -> None:
+        self._methods = methods
+        self._begun = begun
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        self._begun()
+        return self._methods.get(handler_call_details.method)
 
 
 async def _refuse(context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str) -> NoReturn:

@@ -15,10 +15,12 @@ from typing import Any, TypeVar, assert_never
 
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import wire
-from orchestrator.sandbox.cell import RunningCell
+from orchestrator.sandbox import pace, wire
+from orchestrator.sandbox.asks import AskCancelled, AskNotNow
+from orchestrator.sandbox.cell import RunningCell, check_time_limit
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.files import FileTransfers
+from orchestrator.sandbox.hearing import Hearing
 from orchestrator.sandbox.output import OutputOverrun
 from orchestrator.seams import Answer, OutputSink
 from orchestrator.tasks import TaskSet
@@ -27,28 +29,9 @@ from orchestrator.values import Batch, CellResult, ContextInfo, Slot
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MAX_ASKS_IN_FLIGHT = 64  # the guest keeps to this many too
 _BACKSTOP_MARGIN_S = 15.0
 _EXIT_WAIT_S = 5.0
-_LATELY_S = 5.0
-_HEARTBEATS_MAX = 100  # in one silence period; the guest sends one every few seconds
 _SIGKILLED = 137
-
-
-class AskRefused(Exception):
-    """A question that gets no answer. The text is fixed, and fit for the guest."""
-
-
-class AskNotNow(AskRefused):
-    """No cell runs, or questions are not allowed here."""
-
-
-class TooManyAsks(AskRefused):
-    """Too many are being answered already."""
-
-
-class AskCancelled(AskRefused):
-    """The cell ended first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +77,8 @@ class GuestSession:
         self._lost_now: asyncio.Future[None] = self._loop.create_future()
         self._files = FileTransfers(name, self._send)
         self._tasks = TaskSet()
-        self._heard = self._loop.time()
-        self._heartbeats = 0
-        self._watch: asyncio.TimerHandle | None = None
+        self._hearing = Hearing(limits.silence_timeout_s, self._silent)
+        self._pace = pace.Pace(self._loop.time)
         self.outbox: asyncio.Queue[pb.AttachResponse | None] = asyncio.Queue()  # None: the stream's end
         self.python_version = ""
 
@@ -113,7 +95,7 @@ class GuestSession:
     @property
     def heard_lately(self) -> bool:
         """Whether the guest has said anything within the time of two heartbeats, and a little."""
-        return self._loop.time() - self._heard < _LATELY_S
+        return self._hearing.lately
 
     def begin(self, info: ContextInfo | None, file_name: str, answer: Answer | None) -> None:
         """Gives the sandbox its work, once; cells may follow at once. Raises `SandboxLost`."""
@@ -165,6 +147,7 @@ class GuestSession:
 
     async def run(self, code: str, on_output: OutputSink | None, time_limit_s: float | None) -> CellResult:
         """See `seams.Sandbox.run`."""
+        check_time_limit(time_limit_s)
         self._check_usable()
         if self._state not in _TAKES_CELLS or self._cell is not None:
             raise RuntimeError("one cell at a time, and only after open")
@@ -204,6 +187,15 @@ class GuestSession:
         self.lose(LossCause.CLOSED, "")
         await self._tasks.close()
 
+    def when_failed(self, do: Callable[[], object]) -> None:
+        """Calls it when the sandbox is lost by other than its owner's own will."""
+
+        def lost(_: asyncio.Future[None]) -> None:
+            if self._loss is not None and self._loss.cause is not LossCause.CLOSED:
+                do()
+
+        self._lost_now.add_done_callback(lost)
+
     def lose(self, cause: LossCause, detail: str) -> None:
         """Ends the sandbox; the first cause stands."""
         if self._loss is not None:
@@ -212,8 +204,7 @@ class GuestSession:
         self._state = _State.LOST
         if cause is not LossCause.CLOSED:
             logger.info("%s", loss)
-        if self._watch is not None:
-            self._watch.cancel()
+        self._hearing.stop()
         self.outbox.put_nowait(None)
         for waiter in (self._attached, self._opened):
             if not waiter.done():
@@ -231,15 +222,15 @@ class GuestSession:
         if self._state is not _State.EXPECTED:
             return False
         self._state = _State.GREETING
-        self._heard = self._loop.time()
-        self._look_again()
+        self._hearing.begin()
         return True
 
     def received(self, data: bytes) -> None:
         """Takes a message as it came; one that breaks the protocol ends the sandbox."""
         if self._loss is not None:
             return
-        self._heard = self._loop.time()
+        self._hearing.heard()
+        self.charge(pace.MESSAGE_S + len(data) * pace.BYTE_S)
         try:
             self._take(wire.read_message(data))
         except (wire.ProtocolViolation, OutputOverrun) as error:
@@ -251,18 +242,32 @@ class GuestSession:
             self._explaining = True
             self._tasks.spawn(self._explain(), f"{self.name}: why the stream ended")
 
-    def check_askable(self) -> tuple[RunningCell, Answer]:
-        """Who asks, and who answers. Raises `AskRefused` when a question cannot be asked now."""
-        cell, answer = self._cell, self._answer
-        if cell is None or answer is None or self._loss is not None:
-            raise AskNotNow("a question can only be asked while a cell runs")
-        if cell.questions_out >= MAX_ASKS_IN_FLIGHT:
-            raise TooManyAsks(f"at most {MAX_ASKS_IN_FLIGHT} calls may be in flight")
-        return cell, answer
+    def charge(self, seconds: float) -> None:
+        """For what the guest has caused here, see `pace`; one that goes on above its share ends."""
+        if self._loss is None:
+            try:
+                self._pace.charge(seconds)
+            except pace.TooFast:
+                self.lose(LossCause.PROTOCOL, "more calls, questions or bytes than one sandbox may send")
 
-    async def ask(self, batch: Batch) -> Sequence[Slot]:
-        """Raises `AskRefused`."""
-        cell, answer = self.check_askable()
+    def wait_s(self) -> float:
+        """For how long nothing more should be read of the guest."""
+        return self._pace.wait_s()
+
+    def askable(self) -> RunningCell:
+        """The cell that asks. Raises `AskRefused` when nothing can be asked now."""
+        if self._cell is None or self._answer is None or self._loss is not None:
+            raise AskNotNow("a question can only be asked while a cell runs")
+        return self._cell
+
+    async def ask(self, cell: RunningCell, batch: Batch, size: int) -> Sequence[Slot]:
+        """`cell` is the one that was running when the call came; `size` is the question's, in bytes.
+
+        Raises `AskRefused`.
+        """
+        answer = self._answer
+        if answer is None or self._cell is not cell or cell.asks.over:
+            raise AskCancelled("the cell has ended")
 
         async def work() -> Sequence[Slot]:
             slots = await answer(batch)
@@ -270,12 +275,7 @@ class GuestSession:
                 raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
             return slots
 
-        task = cell.ask(work())
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+        task = await cell.asks.answer(work(), size)
         if task.cancelled():
             raise AskCancelled("the cell has ended")
         if (error := task.exception()) is not None:
@@ -291,9 +291,7 @@ class GuestSession:
             case wire.Hello():
                 self._greeted(message)
             case wire.Heartbeat():
-                self._heartbeats += 1
-                if self._heartbeats > _HEARTBEATS_MAX:
-                    raise wire.ProtocolViolation("a flood of heartbeats")
+                self._hearing.heartbeat()
             case wire.Opened():
                 if self._state is not _State.OPENING:
                     raise wire.ProtocolViolation("Opened without an Open")
@@ -347,19 +345,8 @@ class GuestSession:
             case ContainerExit(exit_code=code):
                 self.lose(LossCause.EXITED, f"the container ended with status {code}")
 
-    def _look_again(self) -> None:
-        # A loop that was itself held up reads what has come before it judges: silence must be found twice.
-        self._heartbeats = 0
-        self._watch = self._loop.call_later(self._limits.silence_timeout_s / 2, self._check_silence, False)
-
-    def _check_silence(self, suspected: bool) -> None:
-        silent_s = self._loop.time() - self._heard
-        if silent_s < self._limits.silence_timeout_s:
-            self._look_again()
-        elif not suspected:
-            self._watch = self._loop.call_later(min(1.0, self._limits.silence_timeout_s), self._check_silence, True)
-        else:
-            self.lose(LossCause.SILENT, f"not a word for {silent_s:.0f} s")
+    def _silent(self, seconds: float) -> None:
+        self.lose(LossCause.SILENT, f"not a word for {seconds:.0f} s")
 
     def _send(self, message: pb.AttachResponse) -> None:
         if self._loss is None:

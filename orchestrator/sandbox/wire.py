@@ -45,6 +45,10 @@ MAX_VARIABLES = 200
 _MAX_NAME = 4_096  # characters: class names, variable names, sizes
 _MAX_ERROR_TEXT = 1_048_576
 _MAX_CONCURRENT = 10_000
+MAX_FINAL_BYTES = 8 * 1024 * 1024  # of UTF-8; the guest cuts it to this as well
+MAX_ANSWER_BYTES = 60 * 1024 * 1024  # of all texts of one answer: the rest of a message is for its failures
+# What a guest counts may be no larger: sums of it stay within what JSON, SQLite and our own messages can hold.
+_MAX_COUNT = 1 << 53
 _MAX_MESSAGE_FIELDS = 16  # of a message itself, repeated ones apart
 _MAX_PART_FIELDS = MAX_VARIABLES + 32  # of the one message in it
 _SMALL = 4_096  # bytes: too few to hold enough parts to matter, and most messages are so small
@@ -207,6 +211,7 @@ def _output(output: pb.Output) -> Output:
     if not output.data:
         # Without a rule against these, a guest could keep us busy with messages that no cap counts.
         raise ProtocolViolation("an empty piece of output")
+    _count(output.offset + len(output.data), "offset")
     return Output(output.cell, stream, output.offset, output.data)
 
 
@@ -236,7 +241,8 @@ def _cell_ended(ended: pb.CellEnded) -> CellEnded:
         seconds=ended.seconds,
     )
     outputs = tuple(_output(output) for output in ended.outputs)
-    return CellEnded(ended.cell, result, ended.stdout_bytes, ended.stderr_bytes, outputs)
+    stdout_bytes = _count(ended.stdout_bytes, "stdout_bytes")
+    return CellEnded(ended.cell, result, stdout_bytes, _count(ended.stderr_bytes, "stderr_bytes"), outputs)
 
 
 def _file_ended(ended: pb.FileEnded) -> FileEnded:
@@ -264,7 +270,8 @@ def _death(death: pb.WorkerDeath) -> WorkerDeath:
 
 
 def _final(final: pb.FinalAnswer) -> FinalAnswer:
-    return FinalAnswer(final.text, _name(final.type_name, "type_name"), max(final.length, len(final.text)))
+    length = max(_count(final.length, "length"), len(final.text))
+    return FinalAnswer(_cut(final.text, MAX_FINAL_BYTES), _name(final.type_name, "type_name"), length)
 
 
 def _attachment(question: pb.Question) -> Attachment | None:
@@ -278,6 +285,18 @@ def _attachment(question: pb.Question) -> Attachment | None:
 
 def _name(text: str, field: str) -> str:
     return _text(text, _MAX_NAME, field)
+
+
+def _count(number: int, field: str) -> int:
+    if number > _MAX_COUNT:
+        raise ProtocolViolation(f"{field} is larger than anything that can be counted")
+    return number
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    if len(text) * 4 <= most_bytes or len(data := text.encode("utf-8")) <= most_bytes:
+        return text
+    return data[:most_bytes].decode("utf-8", "ignore")
 
 
 def _text(text: str, limit: int, field: str) -> str:
@@ -298,6 +317,7 @@ _REASONS_OUT = {
     FailureReason.SANDBOX: pb.FAILURE_REASON_SANDBOX,
     FailureReason.INVALID: pb.FAILURE_REASON_INVALID,
     FailureReason.CANCELLED: pb.FAILURE_REASON_CANCELLED,
+    FailureReason.NO_ROOM: pb.FAILURE_REASON_NO_ROOM,
 }
 
 
@@ -343,8 +363,29 @@ def read_file_message(number: int, path: str) -> pb.AttachResponse:
     return pb.AttachResponse(read_file=pb.ReadFile(number=number, path=path))
 
 
-def answer_message(slots: Sequence[Slot]) -> pb.AskResponse:
-    return pb.AskResponse(slots=[_slot(slot) for slot in slots])
+def answer_pieces(slots: Sequence[Slot]) -> list[bytes]:
+    """An AskResponse in pieces, to be joined: a message's parts, encoded one by one, are the message.
+
+    So what it takes is known before it is built, and an answer that stands in many slots is encoded once. A text that
+    has no room any more fails in its own slot; the others are answered.
+    """
+    pieces: list[bytes] = []
+    encoded: dict[int, bytes] = {}
+    room = MAX_ANSWER_BYTES
+    for slot in slots:
+        piece = encoded.get(id(slot))
+        if piece is None:
+            # Longer in characters than there is room for bytes: not even encoded.
+            fits = not isinstance(slot, Answered) or len(slot.text) <= room
+            piece = pb.AskResponse(slots=[_slot(slot)]).SerializeToString() if fits else _NO_ROOM
+            encoded[id(slot)] = piece
+        if isinstance(slot, Answered) and piece is not _NO_ROOM:
+            if len(piece) > room:
+                piece = _NO_ROOM
+            else:
+                room -= len(piece)
+        pieces.append(piece)
+    return pieces
 
 
 def _slot(slot: Slot) -> pb.Slot:
@@ -360,3 +401,16 @@ def _slot(slot: Slot) -> pb.Slot:
 def _encodable(text: str) -> str:
     # A model's JSON may hold a lone surrogate, which no UTF-8 field can carry.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_NO_ROOM = pb.AskResponse(
+    slots=[
+        _slot(
+            Failed(
+                FailureReason.NO_ROOM,
+                "its answer was left out, since the answers to one call may have "
+                f"{MAX_ANSWER_BYTES >> 20} MiB together; ask fewer questions at once",
+            )
+        )
+    ]
+).SerializeToString()

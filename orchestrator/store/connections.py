@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 5.0  # for a person's sqlite3 shell that holds a lock
 _READERS = 4
+# Records that wait to be written: some seconds of all that a busy service tells, and no more memory than that. A disk
+# that is slower for longer must not take the service with it.
+_MAX_WAITING = 50_000
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -71,11 +74,12 @@ class Readers:
 
 
 class _Job:
-    __slots__ = ("future", "work")
+    __slots__ = ("future", "weight", "work")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], future: Future[Any] | None) -> None:
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], future: Future[Any] | None, weight: int = 0) -> None:
         self.work = work
         self.future = future
+        self.weight = weight
 
 
 class Writer:
@@ -90,6 +94,7 @@ class Writer:
         self._connection = connection
         self._linger_s = linger_s
         self._jobs: list[_Job] = []
+        self._waiting = 0  # the weight of what is posted and not written, of what is being written too
         self._urgent = False
         self._closing = False
         self._changed = threading.Condition()
@@ -97,14 +102,22 @@ class Writer:
         self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
         self._thread.start()
 
-    def post(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Returns at once. A failure is logged, and in `.problem`."""
+    def post(self, work: Callable[[sqlite3.Connection], object], weight: int = 0) -> bool:
+        """Returns at once. A failure is logged, and in `.problem`.
+
+        `weight` is how many records it writes. False: too many wait already, so that these will not be written.
+        """
         with self._changed:
             if self._closing:
                 self.problem = "something was written after the store's end"
-                return
-            self._jobs.append(_Job(work, None))
+                return False
+            if weight and self._waiting + weight > _MAX_WAITING:
+                self._tell(f"the store is too slow: more than {_MAX_WAITING:,} events wait to be written")
+                return False
+            self._jobs.append(_Job(work, None, weight))
+            self._waiting += weight
             self._changed.notify()
+            return True
 
     def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Returns when it is committed. Raises `StoreFailed`, and what `work` raises of `RLMError`."""
@@ -131,6 +144,8 @@ class Writer:
                     # Something in there cannot be written: it must not take the rest with it.
                     for job in jobs:
                         self._write([job])
+                with self._changed:
+                    self._waiting -= sum(job.weight for job in jobs)
 
     def _next(self) -> list[_Job]:
         with self._changed:
@@ -170,6 +185,9 @@ class Writer:
         if job.future is not None:
             job.future.set_exception(known)
             return
-        if str(known) != self.problem:
-            self.problem = str(known)
-            logger.error("events were not recorded: %s", known, exc_info=None if isinstance(known, RLMError) else known)
+        self._tell(str(known), None if isinstance(known, RLMError) else known)
+
+    def _tell(self, problem: str, error: Exception | None = None) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.error("events were not recorded: %s", problem, exc_info=error)

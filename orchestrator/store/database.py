@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.errors import Busy, InvalidInput, NotFound
-from orchestrator.events import Record
+from orchestrator.events import Record, RunEnded
 from orchestrator.store import journals, runs
 from orchestrator.store.connections import Readers, Writer, connect
 from orchestrator.store.contexts import ContextFiles, ContextUpload
@@ -129,9 +129,17 @@ class Store:
     def append(self, run_id: str, records: Sequence[Record]) -> None:
         """Returns at once, from any thread, an event loop's too; written within 100 ms. Streamed pieces are left out.
 
-        A failure is logged and in `.problem`: a recording never ends a run.
+        A failure is logged and in `.problem`: a recording never ends a run. A disk that is too slow for too long loses
+        records, but not the run's end.
         """
-        self._writer.post(lambda connection: runs.append(connection, run_id, records, self._max_run_bytes))
+
+        def post(kept: Sequence[Record], weight: int) -> bool:
+            return self._writer.post(
+                lambda connection: runs.append(connection, run_id, kept, self._max_run_bytes), weight
+            )
+
+        if not post(records, len(records)) and (end := [each for each in records if isinstance(each.event, RunEnded)]):
+            post(end, 0)
 
     def flush(self) -> None:
         """Returns when all that was appended before is written."""
@@ -251,11 +259,13 @@ class Store:
         for record in reader:
             batch.append(record)
             if len(batch) == _IMPORTED_AT_A_TIME:
-                self.append(run.run_id, batch)
+                self._import(run.run_id, batch)
                 batch = []
-        self.append(run.run_id, batch)
-        self.flush()
+        self._import(run.run_id, batch)
         return run
+
+    def _import(self, run_id: str, records: Sequence[Record]) -> None:
+        self._writer.call(lambda connection: runs.append(connection, run_id, records, self._max_run_bytes))
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._readers.lend() as connection:

@@ -8,9 +8,9 @@
 All three are consumers of events. None can fail or hold up a run: what they cannot pass on in time is dropped.
 """
 
+from orchestrator.folds.redaction import Redactor
 from orchestrator.telemetry.formats import RedactFilter
 from orchestrator.telemetry.opening import Telemetry, open
-from orchestrator.telemetry.redaction import Redactor
 from orchestrator.telemetry.settings import Address, LogFormat, TelemetrySettings
 
 __all__ = ["Address", "LogFormat", "RedactFilter", "Redactor", "Telemetry", "TelemetrySettings", "open"]

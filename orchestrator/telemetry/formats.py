@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from orchestrator.telemetry.redaction import Redact
+from orchestrator.folds.redaction import Redact
 
 # C0, DEL, C1, line separators, bidirectional controls, tags, surrogates: what can fake, hide or split a line.
 _CONTROLS = re.compile(

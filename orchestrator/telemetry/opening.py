@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.errors import InvalidInput
 from orchestrator.events import Sink
+from orchestrator.folds.redaction import Redactor
 from orchestrator.telemetry.formats import JsonLines, TextLines
 from orchestrator.telemetry.logs import RunLog, logging_to
 from orchestrator.telemetry.loop_lag import watched_loop
-from orchestrator.telemetry.redaction import Redactor
 from orchestrator.telemetry.run_sink import RunSink
 from orchestrator.telemetry.settings import Address, LogFormat, TelemetrySettings, traces_wanted
 

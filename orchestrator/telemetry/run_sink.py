@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from orchestrator import events as ev
 from orchestrator.errors import InvalidInput
+from orchestrator.folds.redaction import Redact
 from orchestrator.telemetry.logs import RunLog
-from orchestrator.telemetry.redaction import Redact
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from orchestrator import events as ev
 from orchestrator.errors import InvalidInput
 from orchestrator.folds.printable import one_line
+from orchestrator.folds.redaction import Redact
 from orchestrator.telemetry import genai
-from orchestrator.telemetry.redaction import Redact
 from orchestrator.telemetry.span_names import Attributes, closing, opening
 
 _FLUSH_S = 5.0

@@ -21,6 +21,7 @@ from functools import partial
 from typing import NoReturn
 
 from orchestrator.errors import FileFailed, FileFailure, LossCause, SandboxLost, SandboxUnavailable
+from orchestrator.sandbox.cell import check_time_limit
 from orchestrator.sandbox.files import check_path, check_size
 from orchestrator.seams import Answer, OutputSink
 from orchestrator.testing.fake_cell import CellThread, Namespace, RunningCell, routing
@@ -156,6 +157,7 @@ class FakeSandbox:
         self, code: str, on_output: OutputSink | None = None, *, time_limit_s: float | None = None
     ) -> CellResult:
         """See `Sandbox.run`."""
+        check_time_limit(time_limit_s)
         if self._lost is not None:
             raise self._lost
         number = next(self._numbers)

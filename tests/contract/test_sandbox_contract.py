@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import LossCause, SandboxLost
+from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.sandbox.context_store import FileContextStore
 from orchestrator.sandbox.factory import DockerSandboxes
 from orchestrator.seams import ContextStore, SandboxFactory
@@ -86,6 +86,14 @@ class StuckModel:
 
 
 # --- cells ---
+
+
+@pytest.mark.parametrize("limit_s", [0.0, -1.0])
+async def test_a_time_limit_that_is_none_is_refused(place: Place, limit_s: float) -> None:
+    async with place.sandboxes.open(None, None) as sandbox:
+        with pytest.raises(InvalidInput, match="time_limit_s: must be more than 0 s"):
+            await sandbox.run("1", time_limit_s=limit_s)
+        assert (await sandbox.run("1")).stdout.text == "1\n"
 
 
 async def test_a_namespace_lives_from_cell_to_cell(place: Place) -> None:

@@ -156,7 +156,7 @@ async def test_an_idle_sandbox_that_died_is_not_handed_out(state_dir: Path) -> N
 async def test_a_guest_that_was_silent_has_to_answer_before_it_is_handed_out(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.sandbox.session._LATELY_S", 0.0)
+    monkeypatch.setattr("orchestrator.sandbox.hearing._LATELY_S", 0.0)
     engine = FakeEngine()
     async with factory(engine, state_dir, pool_min=1, pool_max=1) as sandboxes:
         await ready(sandboxes, 1)

@@ -8,36 +8,53 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import json
 import logging
 import os
 import pickle
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.exceptions
 import pytest
 
-from orchestrator.errors import LossCause, SandboxLost
+from orchestrator.cli import ask, watch
+from orchestrator.errors import BudgetExceeded, LossCause, SandboxLost
+from orchestrator.events import CellEnded, EventLog, Outcome, Record, SpanKind
+from orchestrator.folds.log_lines import LogSink
+from orchestrator.folds.log_setup import show_logs
 from orchestrator.folds.printable import printable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
+from orchestrator.rlm.batch import Questions
+from orchestrator.rlm.leaf import Leaf
 from orchestrator.sandbox import wire
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.guest_server import GuestServer
 from orchestrator.sandbox.session import GuestSession
-from orchestrator.values import Answered, Batch, Slot
+from orchestrator.testing.fake_model import FakeChatModel
+from orchestrator.values import Answered, Batch, CellStatus, Slot
 from tests.contract.test_sandbox_session import LIMITS, conversation
 from tests.security.arena import timed
 from tests.security.conftest import Found
 from tests.security.raw_guest import RawGuest, raw_guest
+from tests.unit.rlm_world import FolderContexts
 from tests.unit.sandbox_doubles import HELLO, ScriptedGuest, ended, output
 
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, INVALID_ARGUMENT, UNIMPLEMENTED = "8", "9", "3", "12"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _MEMORY_SLACK = 160 << 20  # bytes: two messages of the largest size, and an allocator's slack
+
+
+class NoContexts(FolderContexts):
+    """Nothing may be written."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"))
 
 
 @dataclass
@@ -60,7 +77,7 @@ async def attacked(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Attack]:
     async def shout(batch: Batch) -> Sequence[Slot]:
         return [Answered(question.prompt.upper()) for question in batch.questions]
 
-    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+    async def shouted(guest: ScriptedGuest, cell: pb.RunCell) -> None:
         reply = await guest.stub.Ask(pb.AskRequest(questions=[pb.Question(prompt=cell.code)], max_concurrent=1))
         data = reply.slots[0].text.encode()
         await guest.send(output(cell.cell, 0, data))
@@ -70,7 +87,7 @@ async def attacked(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Attack]:
     with tempfile.TemporaryDirectory(prefix="rlm-") as directory, caplog.at_level(logging.WARNING):
         socket = Path(directory, "host.sock")
         session = GuestSession("attacked", LIMITS, exit_of)
-        async with conversation(ask, answer=shout) as neighbor, GuestServer(session, socket):
+        async with conversation(shouted, answer=shout) as neighbor, GuestServer(session, socket):
 
             async def check() -> None:
                 await timed(answers())
@@ -132,21 +149,139 @@ async def test_C4_10000_calls_opened_and_reset_at_once_starve_nobody(
         found(f"its own connection only, after {number + 1:,}")
 
 
-async def test_C9_calls_without_a_cell_are_FAILED_PRECONDITION_by_the_thousand(
+async def test_C9_calls_without_a_cell_are_FAILED_PRECONDITION_and_by_the_thousand_they_end_the_sandbox(
     caplog: pytest.LogCaptureFixture, found: Found
 ) -> None:
+    """Each costs the host a little; a guest of ours sends a few in a race with the end of a cell."""
     async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
         await greeted(guest, attack)
         question = pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1).SerializeToString()
-        for number in range(1_000):
+        refused = 0
+        while not guest.ended:
             stream = guest.open("Ask")
             guest.message(stream, question, end=True)
             await guest.flush()
             await guest.until(stream)
-            assert guest.statuses[stream] == FAILED_PRECONDITION
-            if number % 250 == 0:
+            if stream in guest.statuses:
+                refused += guest.statuses[stream] == FAILED_PRECONDITION
+            if refused % 250 == 0:
                 await attack.check()
-        found("FAILED_PRECONDITION")
+            assert refused < 10_000
+        assert refused > 100
+        assert (await attack.session.lost()).cause is LossCause.PROTOCOL
+        found(f"FAILED_PRECONDITION; sandbox ended: protocol, after {refused:,}")
+
+
+async def test_C6_a_slow_reader_cannot_make_the_host_hold_its_answers(
+    caplog: pytest.LogCaptureFixture, found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for answers of 60 MB on every stream that it may have, and reads none."""
+    monkeypatch.setattr("orchestrator.sandbox.unread._TIMEOUT_S", 1.0)
+    answered: list[int] = []
+
+    async def answer(batch: Batch) -> Sequence[Slot]:
+        answered.append(len(batch.questions))
+        return [Answered("A" * 600_000)] * len(batch.questions)
+
+    memory = _resident_bytes()
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        stream = await greeted(guest, attack)
+        attack.session.begin(None, "context", answer)
+        guest.message(stream, pb.AttachRequest(opened=pb.Opened()).SerializeToString())
+        await guest.flush()
+        await attack.session.opened()
+        running = asyncio.create_task(attack.session.run("x", None, 60))
+        hundred = pb.AskRequest(questions=[pb.Question(prompt="?")] * 100, max_concurrent=1).SerializeToString()
+        for _ in range(70):
+            guest.message(guest.open("Ask"), hundred, end=True)
+        await guest.flush()
+        while not running.done():
+            await attack.check()
+            assert _resident_bytes() < memory + 4 * wire.MAX_MESSAGE_BYTES + _MEMORY_SLACK
+        with pytest.raises(SandboxLost) as lost:
+            await running
+        assert lost.value.cause is LossCause.UNRESPONSIVE
+    found(f"sandbox ended: unresponsive; {len(answered)} answered")
+
+
+async def test_C4_a_flood_of_questions_that_nothing_is_left_for_starves_nobody(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    """Three calls of 10,000 questions at a time, again and again; each was 40,000 events, and seconds of the loop."""
+    records: list[Record] = []
+    asked = [0]
+
+    def used_up() -> BudgetExceeded:
+        return BudgetExceeded("max_calls", 1, 1, 1)
+
+    span = EventLog(records.append).root()
+    questions = Questions(Leaf(FakeChatModel(lambda _: "never"), NoContexts()), NoContexts(), used_up=used_up)
+
+    async def answer(batch: Batch) -> Sequence[Slot]:
+        asked[0] += len(batch.questions)
+        return await questions.answer(batch, span)
+
+    request = pb.AskRequest(questions=[pb.Question(prompt=str(n)) for n in range(10_000)], max_concurrent=10_000)
+
+    async def flood(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        async def again() -> None:
+            for _ in range(4):
+                await _status(guest.stub.Ask(request))
+
+        await asyncio.gather(again(), again(), again())
+        await guest.send(ended(cell.cell))
+
+    async with attacked(caplog) as attack, conversation(flood, answer=answer) as hostile:
+        running = asyncio.create_task(hostile.session.run("attack", None, 120))
+        while not running.done():
+            await attack.check()
+        assert (await running).status is CellStatus.OK
+    assert asked == [120_000]
+    assert len(records) == 12 * 4
+    found(f"{len(records)} events for {asked[0]:,} questions")
+
+
+async def test_C17_a_question_half_sent_in_a_cell_is_not_paid_for_in_the_next(
+    caplog: pytest.LogCaptureFixture, found: Found
+) -> None:
+    answered: list[str] = []
+
+    async def answer(batch: Batch) -> Sequence[Slot]:
+        answered.append(batch.questions[0].prompt)
+        return [Answered("yes")]
+
+    question = pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1).SerializeToString()
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+        stream = await greeted(guest, attack)
+        attack.session.begin(None, "context", answer)
+        guest.message(stream, pb.AttachRequest(opened=pb.Opened()).SerializeToString())
+        await guest.flush()
+        await attack.session.opened()
+        cell = asyncio.create_task(attack.session.run("1", None, 60))
+        held = [guest.open("Ask") for _ in range(40)]
+        for call in held:
+            guest.http.send_data(call, b"\0")
+        whole = guest.open("Teapot", end=True)  # answered when all before it have been seen
+        await guest.flush()
+        await guest.until(whole)
+        guest.message(stream, ended(1).SerializeToString())
+        await guest.flush()
+        await cell
+        for call in held:
+            await guest.until(call)
+        cell = asyncio.create_task(attack.session.run("2", None, 60))
+        for call in held:
+            try:
+                guest.http.send_data(call, question, end_stream=True)
+            except h2.exceptions.ProtocolError:
+                pass  # the stream has ended
+        await guest.flush()
+        guest.message(stream, ended(2).SerializeToString())
+        await guest.flush()
+        await cell
+        await attack.check()
+    assert answered == []
+    found("CANCELLED with its cell")
 
 
 async def test_C9_calls_after_the_sandboxs_end_find_nobody(caplog: pytest.LogCaptureFixture, found: Found) -> None:
@@ -314,7 +449,9 @@ async def test_C2_C4_a_batch_of_a_million_and_10000_calls_are_RESOURCE_EXHAUSTED
             await asyncio.wait(wave, return_when=asyncio.FIRST_COMPLETED)  # one is refused while the others are held
             go_on.set()
             codes = {await call for call in wave}
-            assert codes <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
+            assert codes <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "CANCELLED"}
+            if "CANCELLED" in codes:
+                return  # the sandbox was lost
         await guest.send(ended(cell.cell))
 
     broken: list[BaseException] = []
@@ -327,7 +464,8 @@ async def test_C2_C4_a_batch_of_a_million_and_10000_calls_are_RESOURCE_EXHAUSTED
             await guest.send(ended(cell.cell))
 
     async with attacked(caplog), conversation(tell, answer=answer) as hostile:
-        await hostile.session.run("attack", None, 120)
+        with suppress(SandboxLost):  # by how many were refused
+            await hostile.session.run("attack", None, 120)
     assert broken == []
     assert set(answered) == {1}
     found(f"RESOURCE_EXHAUSTED; {len(answered):,} of 10,000 asked")
@@ -348,7 +486,8 @@ async def test_C10_the_guest_has_no_word_for_a_depth_a_model_a_path_or_an_addres
         for name in ("AskRequest", "Question", "Attachment")
     }
     assert fields == {
-        "AskRequest": ["max_concurrent", "questions"],
+        # Plain or recursive is a wish between the two that the depth allows, and to stop costs nobody anything.
+        "AskRequest": ["max_concurrent", "questions", "recursive", "stop_at_failure"],
         "Question": ["context", "prompt"],
         "Attachment": ["data", "kind"],
     }
@@ -359,6 +498,51 @@ async def test_C21_controls_in_a_guests_text_do_not_reach_a_terminal(found: Foun
     text = "\x1b]0;owned\x07\x1b[2J\x9b31mred\u202egnp.exe\u2066\r\nline\x08"
     assert printable(text) == "redgnp.exe\nline"
     found("stripped")
+
+
+async def test_C21_forged_names_of_an_exception_do_not_reach_a_log_or_a_watchers_terminal(
+    found: Found, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the way: from the socket to the lines of `rlm ask -v` and of the library, and `rlm watch --events`."""
+    forged_name = "\x1b]0;owned\x07\x1b[2J\n[Depth 0] run ok: $0.0000\u202e\x9b31m\x7f\u2028sk-abcdefghijklmnop"
+
+    async def forge(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        error = pb.CodeError(type_name=forged_name, message=forged_name, traceback=forged_name)
+        await guest.send(ended(cell.cell, pb.CELL_STATUS_ERROR, error=error))
+
+    async with conversation(forge) as hostile:
+        result = await hostile.session.run("x", None, 20)
+    record = Record(1, 0.0, 1, None, SpanKind.CELL, 0, CellEnded(Outcome.OK, result))
+    said: list[str] = []
+    begins: tuple[Callable[[], None], ...] = (lambda: ask._log_to_stderr(1, ()), show_logs)
+    for begin in begins:
+        with own_logger() as logger:
+            begin()
+            LogSink()(record)
+            logging.getLogger("orchestrator.x").error("not escaped at its source: %s", forged_name)
+            assert logger.handlers
+        said.append(capsys.readouterr().err)
+    assert all(len(text.splitlines()) == 2 for text in said)
+    watch._to_stdout(record)
+    said.append(capsys.readouterr().out)
+    for text in said:
+        assert all(character == "\n" or " " <= character <= "~" for character in text), text
+    assert "sk-abc" not in said[0] + said[1]
+    assert json.loads(said[2])["event"]["result"]["error"]["type_name"] == forged_name
+    found("stripped, one line, redacted; events in ASCII")
+
+
+@contextmanager
+def own_logger() -> Iterator[logging.Logger]:
+    """Our logger as a fresh program finds it."""
+    logger = logging.getLogger("orchestrator")
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [], False
+    try:
+        yield logger
+    finally:
+        logger.handlers, logger.propagate = before[0], before[1]
+        logger.setLevel(before[2])
 
 
 async def test_C29_questions_during_the_end_are_cancelled_and_waited_for(found: Found) -> None:
@@ -374,10 +558,10 @@ async def test_C29_questions_during_the_end_are_cancelled_and_waited_for(found: 
             raise
         raise AssertionError("nobody sets it")
 
-    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+    async def asks(guest: ScriptedGuest, cell: pb.RunCell) -> None:
         await _status(guest.stub.Ask(pb.AskRequest(questions=[pb.Question(prompt="?")], max_concurrent=1)))
 
-    async with conversation(ask, answer=answer) as talking:
+    async with conversation(asks, answer=answer) as talking:
         running = asyncio.create_task(talking.session.run("x", None, 20))
         await asked.wait()
         await talking.session.close()

@@ -31,7 +31,7 @@ from orchestrator.events import (
     SpanKind,
     SubCallChoice,
 )
-from orchestrator.rlm.batch import CONTEXT_HOLDS_THE_TASK, Questions
+from orchestrator.rlm.batch import CONTEXT_HOLDS_THE_TASK, MAX_ANSWER_CHARS, MAX_PROMPT_CHARS, Questions
 from orchestrator.rlm.leaf import Leaf
 from orchestrator.testing.fake_model import FakeChatModel
 from orchestrator.values import (
@@ -261,6 +261,104 @@ async def test_an_attachment_is_dropped_after_a_failure_too(tmp_path: Path) -> N
     asking = Asking(tmp_path, Sub(fail, recursive=True))
     await asking.ask("a", "b")
     assert not asking.contexts.held
+
+
+def spent_out(limit: str = "max_calls") -> BudgetExceeded:
+    return BudgetExceeded(limit, 3, 3, 1)
+
+
+async def test_a_batch_stops_at_the_first_refusal_that_holds_for_all(tmp_path: Path) -> None:
+    """10,000 questions that nothing is left for: 40,000 events, and the loop was blocked for seconds."""
+
+    async def refuse(prompt: Prompt) -> str:
+        raise spent_out()
+
+    asking = Asking(tmp_path, Sub(refuse))
+    slots = await asking.ask(*map(str, range(10_000)))
+    assert {slot.reason for slot in slots if isinstance(slot, Failed)} == {FailureReason.BUDGET}
+    assert len(slots) == 10_000
+    ended = asking.events()[-1]
+    assert isinstance(ended, BatchEnded)
+    assert ended.failed == 10_000
+    asked = sum(isinstance(event, QueryStarted) for event in asking.events())
+    assert asked + ended.unasked == 10_000
+    assert asked < 20
+
+
+@pytest.mark.parametrize(
+    "refusal", [BudgetExceeded("max_tokens", 100, 60, 70), spent_out("max_sandboxes")], ids=["too-large", "sandboxes"]
+)
+async def test_a_refusal_that_may_not_hold_for_others_does_not_stop_the_batch(
+    tmp_path: Path, refusal: BudgetExceeded
+) -> None:
+    async def refuse_one(prompt: Prompt) -> str:
+        if prompt.query == "0":
+            raise refusal
+        return "fine"
+
+    slots = await Asking(tmp_path, Sub(refuse_one)).ask(*map(str, range(100)), max_concurrent=1)
+    assert slots[1:] == (Answered("fine"),) * 99
+
+
+async def test_a_used_up_budget_refuses_before_a_question_is_written_to_disk(tmp_path: Path) -> None:
+    sub = Sub(upper, recursive=True)
+    asking = Asking(tmp_path, sub)
+    questions = Questions(sub, asking.contexts, used_up=spent_out)
+    asked = tuple(Question(str(n), Attachment(ContextKind.TEXT, b"x" * 1_000)) for n in range(3))
+    slots = await questions.answer(Batch(asked, 1), asking.cell)
+    assert [isinstance(slot, Failed) and slot.reason for slot in slots] == [FailureReason.BUDGET] * 3
+    assert not sub.prompts
+    assert asking.contexts.put_values == []
+    assert asking.events()[-1] == BatchEnded(Outcome.OK, failed=3, unasked=2)
+
+
+async def test_others_have_their_turn_on_the_loop_while_a_large_batch_is_asked(tmp_path: Path) -> None:
+    """A sub-call that never waits (an answer from a cache) would hold the loop for all of a batch."""
+    asking = Asking(tmp_path, Sub(upper))
+    running = asyncio.create_task(asking.ask(*map(str, range(2_000)), max_concurrent=10_000))
+    most = seen = 0
+    while not running.done():
+        await asyncio.sleep(0)
+        begun = sum(isinstance(event, QueryStarted) for event in asking.events()[seen:])
+        most, seen = max(most, begun), len(asking.records)
+    assert 0 < most <= 64
+    assert len(await running) == 2_000
+
+
+async def test_a_long_prompt_is_in_the_record_by_its_head_its_tail_and_its_length(tmp_path: Path) -> None:
+    sub = Sub(upper)
+    asking = Asking(tmp_path, sub)
+    prompt = "head" + "x" * (1 << 20) + "tail"
+    await asking.ask(prompt)
+    [started] = [event for event in asking.events() if isinstance(event, QueryStarted)]
+    assert len(started.prompt) < 11_000
+    assert started.prompt.startswith("head")
+    assert started.prompt.endswith("tail")
+    assert "of 1,048,584 characters left out" in started.prompt
+    assert [asked.query for asked in sub.prompts] == [prompt]
+
+
+@pytest.mark.parametrize(("recursive", "data"), [(False, None), (True, b"data"), (False, b"data")])
+async def test_a_prompt_that_no_model_could_read_is_too_long_before_it_is_asked(
+    tmp_path: Path, recursive: bool, data: bytes | None
+) -> None:
+    sub = Sub(upper, recursive)
+    asking = Asking(tmp_path, sub)
+    attachment = None if data is None else Attachment(ContextKind.TEXT, data)
+    question = Question("x" * (MAX_PROMPT_CHARS + 1), attachment)
+    [slot] = await asking.questions.answer(Batch((question,), 1), asking.cell)
+    assert isinstance(slot, Failed)
+    assert slot.reason is FailureReason.TOO_LONG
+    assert not sub.prompts
+
+
+async def test_an_answer_beyond_all_sense_is_cut_with_a_notice(tmp_path: Path) -> None:
+    async def endless(prompt: Prompt) -> str:
+        return "x" * (MAX_ANSWER_CHARS + 1)
+
+    [slot] = await Asking(tmp_path, Sub(endless)).ask("a")
+    assert isinstance(slot, Answered)
+    assert slot.text.endswith("x\n[... cut: the answer has 8,388,609 characters ...]")
 
 
 # --- the leaf ---------------------------------------------------------------------------------------------------

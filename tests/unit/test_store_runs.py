@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from orchestrator.errors import Busy, InvalidInput, NotFound, RequestConflict, RunNotReplayable
 from orchestrator.events import NoticeGiven, RunEnded
+from orchestrator.folds.journal import JournalWriter
 from orchestrator.store.database import Store
 from orchestrator.store.rows import RunFilter, StoredRun, Total
 from orchestrator.values import Spent, Usage
@@ -222,3 +224,40 @@ def test_what_is_no_recording_is_refused_and_leaves_nothing(store: Store, tmp_pa
     with pytest.raises(NotFound):
         store.export_jsonl("run_1", tmp_path / "x")
     assert store.list_runs(EVERYBODY).items == ()
+
+
+def test_a_disk_that_is_too_slow_costs_records_and_not_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.store.connections._MAX_WAITING", 3)
+    store.put_run(sample.run(1))
+    go_on, writing = threading.Event(), threading.Event()
+
+    def stuck(_: object) -> None:
+        writing.set()
+        go_on.wait()
+
+    store._writer.post(stuck)
+    store._writer._urgent = True
+    writing.wait()
+    records = sample.records(sample.started(), *[sample.notice() for _ in range(4)], sample.ended())
+    store.append("run_1", records[:3])
+    store.append("run_1", records[3:5])  # no room
+    store.append("run_1", records[5:])  # no room either, but it is the run's end
+    go_on.set()
+    store.flush()
+    assert [record.seq for record in store.records("run_1")] == [1, 2, 3, 6]
+    assert "more than 3 events wait to be written" in store.problem
+    store.append("run_1", sample.records(*[sample.notice()] * 7)[6:])
+    store.flush()
+    assert store.records("run_1")[-1].seq == 7
+
+
+def test_a_recording_of_any_length_is_taken_in_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.connections._MAX_WAITING", 3)
+    path = tmp_path / "run.jsonl"
+    with JournalWriter(path, package="0") as journal:
+        for record in sample.records(sample.started(), *[sample.notice() for _ in range(600)], sample.ended()):
+            journal(record)
+    store.import_jsonl(path, "alice")
+    assert len(store.records("run_1")) == 602

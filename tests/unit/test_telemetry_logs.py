@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from orchestrator import telemetry
 from orchestrator.errors import InvalidInput
 from orchestrator.events import Outcome
+from orchestrator.folds.redaction import REDACTED
 from orchestrator.telemetry import Address, LogFormat, RedactFilter, Redactor, TelemetrySettings
 from orchestrator.telemetry.formats import JsonLines, TextLines
 from orchestrator.telemetry.logs import LineWriter
-from orchestrator.telemetry.redaction import REDACTED
 from tests.unit.sample_runs import Script, whole_run
 
 KEY = "kQ9.unlike/any+shape=1"
@@ -128,6 +128,13 @@ def test_what_is_introduced_as_a_secret_is_taken_out(text: str) -> None:
 )
 def test_what_has_a_secret_s_shape_is_taken_out(text: str) -> None:
     assert Redactor()(f"key {text}!") == f"key {REDACTED}!"
+
+
+def test_a_token_is_taken_out_in_one_reading_of_the_text() -> None:
+    """Each "-eyJ" may begin a token, and none of these has its dot: they were read to the end for each of them."""
+    assert Redactor()("-eyJaaaaaaaa" * 100_000) == f"-{REDACTED}"
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+    assert Redactor()(f"a-{token}, {token}.") == f"a-{REDACTED}, {REDACTED}."
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from orchestrator import events as ev
 from orchestrator.errors import InvalidInput
-from orchestrator.telemetry.redaction import Redactor
+from orchestrator.folds.redaction import Redactor
 from orchestrator.telemetry.settings import traces_wanted
 from orchestrator.telemetry.traces import Tracing, tracing
 from orchestrator.values import Message, Role

@@ -39,7 +39,9 @@ _SHAPED = re.compile(
     r"|\brlm_[A-Za-z0-9_-]{43}"  # our own: `rlm token new`
     r"|\bhf_[A-Za-z0-9]{20,}|\bgsk_[A-Za-z0-9]{20,}|\bxox[a-z]-[A-Za-z0-9-]{10,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"  # a JSON Web Token
+    # A JSON Web Token, or the beginning of one. To ask for the dot after its first part would be quadratic, since "-"
+    # both stands in a part and begins a word: each "-eyJ" would be read to the end of all of them, in vain.
+    r"|\beyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,2}"
 )
 _IN_URL = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]{0,30}://)[^\s/@]{1,1024}@", re.IGNORECASE)
 

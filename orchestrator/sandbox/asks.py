@@ -1,0 +1,152 @@
+"""The calls with which one cell asks: which wait for an answer, and what is left of those that were given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.tasks import TaskSet
+from orchestrator.values import Answered, Slot
+
+MAX_ASKS_IN_FLIGHT = 64  # the guest keeps to this many too
+MAX_BYTES_IN_FLIGHT = 128 * 1024 * 1024  # of questions; two messages of the largest size
+# A call that the code gave up leaves room for another at once, but its answering may take a while to stop: a sub-call
+# closes its sandbox first. With this much of both together, the next call is read when some of it is done.
+_MAX_ASKS_HELD = 4 * MAX_ASKS_IN_FLIGHT
+_MAX_BYTES_HELD = 2 * MAX_BYTES_IN_FLIGHT
+# The host and the guest count a cell's time by clocks of their own, and a busy host adds its delays to each call. Only
+# an answered one counts: what it cost is bounded, and so is how long a hostile guest can put off the host's own limit.
+_ALLOWANCE_S = 1.0
+
+
+class AskRefused(Exception):
+    """A question that gets no answer. The text is fixed, and fit for the guest."""
+
+
+class AskNotNow(AskRefused):
+    """No cell runs, or questions are not allowed here."""
+
+
+class TooManyAsks(AskRefused):
+    """Too many are being answered already."""
+
+
+class AskCancelled(AskRefused):
+    """The cell ended first."""
+
+
+class CellAsks:
+    """The calls of one cell, from the first byte of each. All of them end with it."""
+
+    def __init__(self, cell: int) -> None:
+        self._cell = cell
+        self._loop = asyncio.get_running_loop()
+        self._tasks = TaskSet()
+        self._calls = 0
+        self._bytes = 0  # of those calls
+        self._bytes_held = 0  # those of calls that were given up included
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._waiting_since: float | None = None
+        self._waited_s = 0.0  # with at least one being answered
+        self._excused_s = 0.0
+        self.over = False
+        self.changed = asyncio.Event()
+
+    @property
+    def answering(self) -> bool:
+        return len(self._tasks) > 0
+
+    @property
+    def excused_s(self) -> float:
+        """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
+        return self._waited_s + self._excused_s
+
+    def excuse(self, seconds: float) -> None:
+        """The host has made a call wait."""
+        self._excused_s += seconds
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """A call, until its answer is ready. Raises `TooManyAsks`."""
+        if self._calls >= MAX_ASKS_IN_FLIGHT:
+            raise TooManyAsks(f"at most {MAX_ASKS_IN_FLIGHT} calls may be in flight")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    @contextmanager
+    def waiting(self, handler: asyncio.Task[Any]) -> Iterator[None]:
+        """For a part of a call that would go on after the cell. Raises `AskCancelled` when the cell ends in it."""
+        if self.over:
+            raise AskCancelled("the cell has ended")
+        self._waiting.add(handler)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.over:
+                raise  # the guest has given the call up
+            handler.uncancel()
+            raise AskCancelled("the cell has ended") from None
+        finally:
+            self._waiting.discard(handler)
+
+    async def room(self) -> None:
+        """Waits while too much that was given up is still being stopped."""
+        while len(self._tasks) >= _MAX_ASKS_HELD or self._bytes_held > _MAX_BYTES_HELD:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def answer(self, work: Coroutine[Any, Any, Sequence[Slot]], size: int) -> asyncio.Task[Sequence[Slot]]:
+        """Answers a call of `size` bytes, and returns the task when it has ended in whatever way.
+
+        Raises `TooManyAsks` for too many bytes of questions.
+        """
+        if self._bytes + size > MAX_BYTES_IN_FLIGHT:
+            work.close()
+            raise TooManyAsks(f"at most {MAX_BYTES_IN_FLIGHT:,} bytes of questions may be in flight")
+        if not self.answering:
+            self._waiting_since = self._loop.time()
+        task = self._tasks.spawn(work, f"answer for cell {self._cell}")
+        self._bytes += size
+        self._bytes_held += size
+
+        def ended(_: asyncio.Task[Sequence[Slot]]) -> None:
+            self._bytes_held -= size
+            self._answered(task)
+
+        task.add_done_callback(ended)
+        self.changed.set()
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self._bytes -= size
+        return task
+
+    def end(self) -> None:
+        """Cancels all of it, and waits for none."""
+        self.over = True
+        self._tasks.cancel()
+        for handler in tuple(self._waiting):
+            handler.cancel()
+        self.changed.set()
+
+    async def close(self) -> None:
+        """Cancels what is still being answered, and waits until it is stopped."""
+        self.end()
+        await self._tasks.close()
+
+    def _answered(self, task: asyncio.Task[Sequence[Slot]]) -> None:
+        ended_well = not task.cancelled() and task.exception() is None
+        if ended_well and any(isinstance(slot, Answered) for slot in task.result()):
+            self._excused_s += _ALLOWANCE_S
+        if not self.answering and self._waiting_since is not None:
+            self._waited_s += self._loop.time() - self._waiting_since
+            self._waiting_since = None
+        self.changed.set()
