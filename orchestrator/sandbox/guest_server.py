@@ -91,6 +91,9 @@ class GuestServer:
             await self._server.start()
         except RuntimeError as error:
             raise SandboxUnavailable(f"no socket could be opened at {self._socket}: {error}.") from error
+        except BaseException:
+            await self._server.stop(None)  # cancelled as it started: who collects it later may have no loop any more
+            raise
         # The container's user is another than ours, and connecting takes the right to write.
         self._socket.chmod(0o666)
         self._session.when_failed(self._end)

@@ -180,6 +180,16 @@ def test_an_unreachable_api_has_its_own_exit_code(cli: Cli) -> None:
     assert "Traceback" not in stderr
 
 
+def test_a_missing_key_is_one_line_though_a_sandbox_was_on_its_way(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some text")
+    del cli.environ["OPENAI_API_KEY"]
+    process = cli.start("ask", "Why?", str(tmp_path / "text"), base_url="")
+    _, stderr = process.communicate("")
+    assert process.returncode == 2
+    assert stderr.splitlines() == [stderr.strip()]
+    assert "api_key" in stderr
+
+
 def test_a_missing_image_names_the_remedy(cli: Cli) -> None:
     assert cli.run("cleanup")[0] == 0  # makes the state directory
     exit_code, stdout, stderr = cli.run("exec", "-", "--image", "rlm-no-such-image", stdin="1")
