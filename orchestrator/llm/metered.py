@@ -118,32 +118,39 @@ class Metered:
                 )
             except BaseException:
                 # Cancellation included: what was sent is paid for.
-                bill.spent = self._lost(tally, _estimate(size, read.size), failed=True)
+                bill.spent = self._lost(tally, size, read.size, failed=True)
                 raise
             else:
                 if reply.cached:
                     bill.spent = Spent(cached_calls=1)
                     return reply
-                bill.spent = self._answered(reply, size) + self._lost(tally, _estimate(size, 0), failed=False)
+                # What was streamed beside the answer came of tries that broke off.
+                beside = max(0, read.size - len(reply.text.encode("utf-8", "surrogatepass")))
+                lost = self._lost(tally, size, beside, failed=False)
+                bill.spent = self._answered(reply, size, lost)
             finally:
                 reservation.settle(bill.spent)
             return replace(reply, cost_usd=self._cost(reply.usage))
 
-    def _answered(self, reply: Reply, size: int) -> Spent:
+    def _answered(self, reply: Reply, size: int, lost: Spent) -> Spent:
         told = reply.usage is not None
         usage = reply.usage or _estimate(size, len(reply.text.encode("utf-8", "surrogatepass")))
         cost = self._cost(usage)
         return Spent(
             calls=1,
-            usage=usage,
-            cost_usd=cost or 0.0,
+            usage=usage + lost.usage,
+            cost_usd=(cost or 0.0) + lost.cost_usd,
             unpriced_calls=int(cost is None),
-            estimated_calls=int(not told),
+            estimated_calls=int(not told or lost.usage.total_tokens > 0),
         )
 
-    def _lost(self, tally: RequestTally, each: Usage, *, failed: bool) -> Spent:
-        """What the requests cost that the API may have answered without anybody hearing it."""
-        usage = Usage(each.input_tokens * tally.open, each.output_tokens * tally.open)
+    def _lost(self, tally: RequestTally, asked: int, heard: int, *, failed: bool) -> Spent:
+        """What the requests cost that the API may have answered without anybody hearing it, or not to its end.
+
+        `asked` are the bytes of one of them, `heard` those that came of all of them together.
+        """
+        each = _estimate(asked, heard)
+        usage = Usage(each.input_tokens * tally.open, each.output_tokens if tally.open else 0)
         cost = self._cost(usage)
         made = int(failed and tally.sent > 0)
         return Spent(

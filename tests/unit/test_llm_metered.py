@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from orchestrator.folds.totals import Totals
 from orchestrator.llm.cache import AnswerCache, Cached
 from orchestrator.llm.metered import DEFAULT_OUTPUT_TOKENS, Metered
 from orchestrator.llm.prices import Price, Prices
+from orchestrator.llm.retries import Retried
 from orchestrator.llm.throttle import Throttle, Throttled
 from orchestrator.testing.fake_model import FakeChatModel
 from orchestrator.values import FinishReason, Limits, Message, Reply, Role, Spent, Usage
@@ -119,6 +122,35 @@ async def test_a_cancelled_call_in_flight_is_paid_by_estimate() -> None:
     assert ended(records).outcome is Outcome.CANCELLED
     assert budget.spent.usage == Usage(100, 0)
     assert (budget.spent.calls, budget.spent.estimated_calls) == (1, 1)
+
+
+@pytest.mark.parametrize(("broken", "tries"), [(5, 6), (6, 6), (0, 1)])
+async def test_each_try_that_broke_off_is_counted_once(broken: int, tries: int) -> None:
+    class Breaking:
+        name = identity = "breaking"
+
+        def __init__(self) -> None:
+            self.left = broken
+
+        async def chat(self, messages: object, span: object, on_text: Any = None, *, tally: Any, **_: Any) -> Reply:
+            tally.sent += 1
+            on_text("x" * 4000)  # a thousand tokens, as they are estimated
+            if self.left:
+                self.left -= 1
+                raise ModelFailed(ModelFailure.CONNECTION, self.name, "broke off")
+            tally.closed += 1
+            return Reply("x" * 4000, FinishReason.STOP, Usage(1, 1000), self.name)
+
+    async def at_once(seconds: float) -> None:
+        pass
+
+    budget = Budget(Limits())
+    breaking: Any = Breaking()
+    chat = Metered(Retried(breaking, 6, sleep=at_once), budget)
+    with contextlib.suppress(ModelFailed):
+        await chat.chat((Message(Role.USER, "hi"),), EventLog().root(), lambda text: None)
+    assert budget.spent.usage.output_tokens == 1000 * tries
+    assert budget.spent.estimated_calls == int(broken > 0)
 
 
 async def test_a_call_cancelled_before_it_was_sent_costs_nothing() -> None:
