@@ -15,7 +15,7 @@ from benchmarks.page import page, table
 from benchmarks.plot import plot
 from benchmarks.registry import BENCHMARKS, Benchmark, Row, quick
 
-FILES = ("acquire", "cells", "against_peers", "fan_out", "many", "events", "contexts")
+FILES = ("acquire", "cells", "against_peers", "fan_out", "many", "events", "service", "contexts")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
