@@ -46,10 +46,10 @@ ensure_credentials() {
   fi
   if [[ ! -f credentials/tokens.toml ]]; then
     local made
-    made=$("${compose[@]}" run --rm --no-deps -T orchestrator token new admin --admin 2>/dev/null) || fail "no token could be made"
+    made=$("${compose[@]}" run --rm --no-deps -T orchestrator token new operator --admin 2>/dev/null) || fail "no token could be made"
     head -n 1 <<<"$made" >credentials/token
     tail -n +3 <<<"$made" >credentials/tokens.toml
-    say "credentials/token is the token of the principal admin"
+    say "credentials/token is the token of the principal operator, an admin"
   fi
   # Each time, so that a new certificate or token gets there: the service's user can read no file of ours.
   tar --create --file=- --directory=credentials cert.pem key.pem tokens.toml |

@@ -133,7 +133,7 @@ class GuestServer:
             cell = session.askable()
             with cell.asks.call():
                 with cell.asks.waiting(handler):
-                    request = await self._read_question(requests, cell)
+                    request = await self._read_question(context, cell)
                 session.charge(len(request) * pace.BYTE_S)
                 batch = wire.read_questions(request)
                 session.charge(len(batch.questions) * pace.QUESTION_S)
@@ -157,7 +157,7 @@ class GuestServer:
             session.charge(pace.REFUSED_S)
         return await _refuse(context, code, text)
 
-    async def _read_question(self, requests: AsyncIterator[bytes], cell: RunningCell) -> bytes:
+    async def _read_question(self, context: grpc.aio.ServicerContext[bytes, bytes], cell: RunningCell) -> bytes:
         async with self._reading:
             await cell.asks.room()
             while (wait_s := self._session.wait_s()) > 0:
@@ -165,13 +165,17 @@ class GuestServer:
                 await asyncio.sleep(wait_s)
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
-                    return await anext(aiter(requests))
+                    # Not the iterator that gRPC hands over: one that is not read to its end costs a task to close.
+                    request: Any = await context.read()
             except TimeoutError:
                 raise TooManyAsks(f"the question did not come within {_READ_TIMEOUT_S:g} s") from None
             except Exception as error:
                 # No message at all, or bytes that are none; what gRPC raises for those is not part of its interface.
                 logger.debug("a question could not be read", exc_info=error)
                 raise wire.BadQuestion("there is no question") from None
+        if not isinstance(request, bytes):  # the end of the call
+            raise wire.BadQuestion("there is no question")
+        return request
 
     async def _answer(self, slots: Sequence[Slot], handler: asyncio.Task[Any], cell: RunningCell) -> bytes:
         pieces = wire.answer_pieces(slots)
