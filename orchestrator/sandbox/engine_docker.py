@@ -59,8 +59,8 @@ class DockerEngine:
         self._mapped_users: bool | None = None
         self._connecting = asyncio.Lock()
         self._starting: set[Future[None]] = set()
-        # By name, the ids of containers that were made here, and of those listed last: an engine that was killed meanwhile
-        # leaves processes of them that it knows nothing of.
+        # By name, the ids of containers that were made here, and of those listed last: an engine that was killed
+        # meanwhile leaves processes of them that it knows nothing of.
         self._made: dict[str, str] = {}
         self._listed: dict[str, str] = {}
 
