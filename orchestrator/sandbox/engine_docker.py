@@ -59,8 +59,9 @@ class DockerEngine:
         self._mapped_users: bool | None = None
         self._connecting = asyncio.Lock()
         self._starting: set[Future[None]] = set()
-        # By name, the ids of containers whose start failed, and of those listed last: they may have left processes.
-        self._failed: dict[str, str] = {}
+        # By name, the ids of containers that were made here, and of those listed last: an engine that was killed
+        # meanwhile leaves processes of them that it knows nothing of.
+        self._made: dict[str, str] = {}
         self._listed: dict[str, str] = {}
 
     async def info(self) -> EngineInfo:
@@ -89,14 +90,13 @@ class DockerEngine:
             if self._is_podman(api):
                 adapt_to_podman(config, spec.directory, on_host.directory)
             answer = api.create_container_from_config(config, spec.name)
-            created = str(answer["Id"])
+            created = self._made[spec.name] = str(answer["Id"])
             try:
                 check_warnings(answer.get("Warnings") or ())
                 if not given_up.is_set():
                     api.start(spec.name)
             except Exception:
                 # gVisor's processes outlive a create that failed half-way; a container that never ran has no others.
-                self._failed[spec.name] = created
                 with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
                     api.remove_container(spec.name, force=True, v=True)  # `destroy` is still to come
                 end_runtime_processes(created)
@@ -146,7 +146,7 @@ class DockerEngine:
                     # "removal of container ... is already in progress"
                     with contextlib.suppress(docker.errors.NotFound):
                         api.wait(name, timeout=30, condition="removed")
-            if (identifier := self._failed.pop(name, None) or self._listed.pop(name, None)) is not None:
+            if (identifier := self._made.pop(name, None) or self._listed.pop(name, None)) is not None:
                 end_runtime_processes(identifier)
 
         await self._call("remove", remove)

@@ -59,6 +59,8 @@ _CODE = "```repl\nFINAL(str(llm_batch([context + n for n in '12'])))\n```"
 class Report:
     struck: Mapping[str, int]
     missed: int  # there was no such process yet, or any more: the orchestrator was killed instead
+    late: int  # the command had ended by itself when it was struck
+    asked: int  # upstream calls that never were answered
     hung: int  # an orchestrator that did not end within 60 s of its SIGINT
     remains: Remains
     own_engine: bool
@@ -68,20 +70,24 @@ class Report:
         total = sum(self.struck.values())
         if not self.own_engine:
             kills += "; no engine of its own, so none was killed"
-        return f"{total} kills ({kills}; {self.missed} by substitution), hung {self.hung}; left: {self.remains}"
+        beside = f"{self.missed} by substitution, {self.late} late; {self.asked} calls upstream"
+        return f"{total} kills ({kills}; {beside}), hung {self.hung}; left: {self.remains}"
 
 
 class Campaign:
     """Shots at commands that share one state directory and one engine."""
 
-    def __init__(self, state: StateDir, environ: Mapping[str, str], seed: int, engine: PrivateEngine | None) -> None:
+    def __init__(
+        self, state: StateDir, environ: Mapping[str, str], seed: int, engine: PrivateEngine | None, context: Path
+    ) -> None:
         self._state = state
         self._environ = dict(environ)
         self._seed = seed
         self._engine = engine
+        self._context = context
         self._lock = threading.Lock()
         self.struck: Counter[str] = Counter()
-        self.missed = self.hung = 0
+        self.missed = self.hung = self.late = 0
         self.processes: dict[int, str] = {}  # by id, when each was born: ids come again
         self.containers: set[str] = set()
 
@@ -111,7 +117,8 @@ class Campaign:
             self._strike(victim, chance, environ, model)
 
     def _strike(self, victim: str, chance: random.Random, environ: Mapping[str, str], model: _Model | None) -> None:
-        command = [sys.executable, "-m", "orchestrator.cli", "ask", "Why?", "-q"]
+        # With a context: without one its code fails, and the command ends before anything strikes it.
+        command = [sys.executable, "-m", "orchestrator.cli", "ask", "Why?", str(self._context), "-q"]
         before = containers_of_state(self._state)
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=environ, stdout=quiet, stderr=quiet, start_new_session=True)
@@ -131,6 +138,8 @@ class Campaign:
             victim, self.missed = "orchestrator", self.missed + 1
         if victim == "orchestrator and reaper" and reaper:
             _kill(reaper)
+        with self._lock:
+            self.late += process.poll() is not None
         if victim in ENGINES and self._engine is not None:
             self._engine.kill(with_containerd=victim == ENGINES[1], down_s=chance.uniform(0, _ENGINE_DOWN_S))
         if model is not None:
@@ -210,7 +219,9 @@ def _run(
     policy: Policy = constant(_CODE)
     with ScriptedServerThread({"depth-0": policy, "depth-1": policy, "leaf": always(Hang())}) as server:
         environ = {**environment(server.base_url, 2), "RLM_IMAGE": image}
-        campaign = Campaign(state, environ, seed, engine)
+        context = temporary / "context.txt"
+        context.write_text("n")
+        campaign = Campaign(state, environ, seed, engine, context)
         # Those at the engine come last: each of them strikes all commands that run, and would leave the others nothing.
         numbers = sorted(range(kills), key=lambda number: campaign.victim(number) in ENGINES)
         with ThreadPoolExecutor(at_a_time) as pool:
@@ -221,6 +232,7 @@ def _run(
         # The next start cleans up after those whose reaper was killed too.
         last = [sys.executable, "-m", "orchestrator.cli", "exec", "-"]
         subprocess.run(last, env=environ, input=b"1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        asked = sum(request.model == "leaf" for request in server.requests)
         calls: list[int] = []
 
         def none_in_flight(log: RequestLog) -> bool:
@@ -231,6 +243,7 @@ def _run(
             server.wait_for(none_in_flight, timeout_s=10)
         except TimeoutError:
             pass  # counted below
+        context.unlink()
         left = files_below(temporary)
         around = processes_around(campaign.containers)
         strays = strays_in(state)
@@ -245,7 +258,9 @@ def _run(
             upstream_calls=calls[-1],
             names=(*living, *around.values(), *left, *strays),
         )
-    return Report(dict(campaign.struck), campaign.missed, campaign.hung, remains, engine is not None)
+    return Report(
+        dict(campaign.struck), campaign.missed, campaign.late, asked, campaign.hung, remains, engine is not None
+    )
 
 
 def _found(look: Callable[[], int]) -> int:

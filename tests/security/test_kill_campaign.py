@@ -19,4 +19,5 @@ def test_nothing_is_left_after_kills_at_random_moments(state_dir: Path) -> None:
         "the campaign's engine took it away"
     )
     assert report.hung == 0, str(report)
+    assert report.asked > 0, "no command came to its questions: the kills struck nothing"
     assert report.remains.total == 0, str(report)
