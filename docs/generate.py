@@ -22,7 +22,7 @@ from orchestrator.llm.metered import DEFAULT_OUTPUT_TOKENS
 from orchestrator.llm.retries import Backoff
 from orchestrator.rlm.batch import SHORT_PROMPT_CHARS
 from orchestrator.rlm.prompts import PromptStyle
-from orchestrator.sandbox import wire
+from orchestrator.sandbox import wire, wire_out
 from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT
 from orchestrator.sandbox.policy import load_policy
 from orchestrator.sandbox.settings import SandboxSettings
@@ -91,7 +91,7 @@ def wire_limits() -> str:
         ),
         (
             "answers to one call, together",
-            _size(wire.MAX_ANSWER_BYTES),
+            _size(wire_out.MAX_ANSWER_BYTES),
             "what has no room fails in its own slot, with reason `no_room`",
         ),
         (

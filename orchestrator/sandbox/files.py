@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from orchestrator.errors import FileFailed, FileFailure, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import wire
+from orchestrator.sandbox import wire, wire_out
 from orchestrator.seams import MAX_FILE_BYTES
 
 _MAX_NAME_BYTES = 255  # NAME_MAX of tmpfs, limits.h(0p)
@@ -72,12 +72,12 @@ class FileTransfers:
         """Raises `FileFailed`, `SandboxLost`; `TimeoutError` when the guest does not answer."""
         check_path(path)
         check_size(path, len(data))
-        await self._ask(path, False, lambda number: wire.write_file_message(number, path, data))
+        await self._ask(path, False, lambda number: wire_out.write_file_message(number, path, data))
 
     async def read(self, path: str) -> bytes:
         """Raises as `write` does."""
         check_path(path)
-        return await self._ask(path, True, lambda number: wire.read_file_message(number, path))
+        return await self._ask(path, True, lambda number: wire_out.read_file_message(number, path))
 
     def ended(self, message: wire.FileEnded) -> None:
         """Raises `wire.ProtocolViolation` for an answer that nobody waits for."""

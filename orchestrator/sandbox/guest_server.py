@@ -14,7 +14,7 @@ import grpc.aio
 
 from orchestrator.errors import LossCause, SandboxUnavailable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import pace, wire
+from orchestrator.sandbox import pace, wire, wire_out
 from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT, AskNotNow, AskRefused, TooManyAsks
 from orchestrator.sandbox.cell import RunningCell
 from orchestrator.sandbox.session import GuestSession
@@ -178,7 +178,7 @@ class GuestServer:
         return request
 
     async def _answer(self, slots: Sequence[Slot], handler: asyncio.Task[Any], cell: RunningCell) -> bytes:
-        pieces = wire.answer_pieces(slots)
+        pieces = wire_out.answer_pieces(slots)
         size = sum(map(len, pieces))
         self._session.charge(size * pace.BYTE_S)
         if not self._unread.fits(size):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, assert_never
 
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import pace, wire
+from orchestrator.sandbox import pace, wire, wire_out
 from orchestrator.sandbox.asks import AskCancelled, AskNotNow
 from orchestrator.sandbox.cell import RunningCell, check_time_limit
 from orchestrator.sandbox.engine import ContainerExit
@@ -120,7 +120,7 @@ class GuestSession:
     def _open(self, info: ContextInfo | None, file_name: str, variable: str) -> None:
         self._state = _State.OPENING
         self._send(
-            wire.open_message(
+            wire_out.open_message(
                 info,
                 file_name,
                 queries_allowed=self._answer is not None,
@@ -156,7 +156,7 @@ class GuestSession:
         self._cells += 1
         cell = RunningCell(self._cells, limits.output_head_bytes, limits.output_tail_bytes, on_output)
         self._cell = cell
-        self._send(wire.run_message(cell.number, code, limit, limits.cell_grace_s))
+        self._send(wire_out.run_message(cell.number, code, limit, limits.cell_grace_s))
         try:
             return await cell.wait(limit + 2 * limits.cell_grace_s + _BACKSTOP_MARGIN_S)
         except TimeoutError:
@@ -165,7 +165,7 @@ class GuestSession:
         except BaseException:
             # Lost; or else cancelled, or the one who answers failed: then the cell goes on inside, and nothing can be
             # run after it.
-            self._send(wire.interrupt_message(cell.number))
+            self._send(wire_out.interrupt_message(cell.number))
             self.lose(LossCause.CLOSED, "its run was given up")
             raise
         finally:
@@ -174,7 +174,7 @@ class GuestSession:
 
     async def interrupt(self) -> None:
         if self._cell is not None and self._loss is None:
-            self._send(wire.interrupt_message(self._cell.number))
+            self._send(wire_out.interrupt_message(self._cell.number))
 
     async def _transfer(self, transfer: Coroutine[Any, Any, T]) -> T:
         try:

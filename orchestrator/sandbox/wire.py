@@ -1,4 +1,4 @@
-"""All parsing of what a guest sends, and all building of what it is sent.
+"""All parsing of what a guest sends; what it is sent is built in `wire_out`.
 
 Every byte of a request is an attacker's. What comes out of here has known types, known sizes and known enum values; a
 guest that keeps its own caps never meets the ones here, which are larger, so going over one is a violation that ends
@@ -8,9 +8,7 @@ the sandbox. Nothing is unpickled, imported or looked up by a name from the wire
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 from google.protobuf.message import DecodeError
 
@@ -19,21 +17,16 @@ from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import wire_shape
 from orchestrator.seams import MAX_FILE_BYTES
 from orchestrator.values import (
-    Answered,
     Attachment,
     Batch,
     CellResult,
     CellStatus,
     CodeError,
-    ContextInfo,
     ContextKind,
     DeathCause,
-    Failed,
-    FailureReason,
     FinalAnswer,
     OutputStream,
     Question,
-    Slot,
     Variable,
     WorkerDeath,
 )
@@ -46,7 +39,6 @@ _MAX_NAME = 4_096  # characters: class names, variable names, sizes
 _MAX_ERROR_TEXT = 1_048_576
 _MAX_CONCURRENT = 10_000
 MAX_FINAL_BYTES = 8 * 1024 * 1024  # of UTF-8; the guest cuts it to this as well
-MAX_ANSWER_BYTES = 60 * 1024 * 1024  # of all texts of one answer: the rest of a message is for its failures
 # What a guest counts may be no larger: sums of it stay within what JSON, SQLite and our own messages can hold.
 _MAX_COUNT = 1 << 53
 _MAX_MESSAGE_FIELDS = 16  # of a message itself, repeated ones apart
@@ -64,9 +56,6 @@ class BadQuestion(Exception):
 
 class TooManyQuestions(BadQuestion):
     """An Ask over the cap on questions."""
-
-
-# --- guest to host -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,114 +292,3 @@ def _text(text: str, limit: int, field: str) -> str:
     if len(text) > limit:
         raise ProtocolViolation(f"{field} is longer than {limit:,} characters")
     return text
-
-
-# --- host to guest -----------------------------------------------------------------------------------------------
-
-_KINDS_OUT = {kind: number for number, kind in _KINDS.items()}
-_REASONS_OUT = {
-    FailureReason.MODEL: pb.FAILURE_REASON_MODEL,
-    FailureReason.REFUSED: pb.FAILURE_REASON_REFUSED,
-    FailureReason.TOO_LONG: pb.FAILURE_REASON_TOO_LONG,
-    FailureReason.BUDGET: pb.FAILURE_REASON_BUDGET,
-    FailureReason.DEADLINE: pb.FAILURE_REASON_DEADLINE,
-    FailureReason.SANDBOX: pb.FAILURE_REASON_SANDBOX,
-    FailureReason.INVALID: pb.FAILURE_REASON_INVALID,
-    FailureReason.CANCELLED: pb.FAILURE_REASON_CANCELLED,
-    FailureReason.NO_ROOM: pb.FAILURE_REASON_NO_ROOM,
-}
-
-
-def open_message(
-    info: ContextInfo | None,
-    file_name: str,
-    *,
-    queries_allowed: bool,
-    head_bytes: int,
-    tail_bytes: int,
-    variable: str = "context",
-) -> pb.AttachResponse:
-    context = None
-    if info is not None:
-        context = pb.Context(
-            kind=_KINDS_OUT[info.kind], file_name=file_name, size_bytes=info.size_bytes, variable=variable
-        )
-    return pb.AttachResponse(
-        open=pb.Open(
-            context=context,
-            queries_allowed=queries_allowed,
-            output_head_bytes=head_bytes,
-            output_tail_bytes=tail_bytes,
-        )
-    )
-
-
-def run_message(cell: int, code: str, time_limit_s: float, grace_s: float) -> pb.AttachResponse:
-    return pb.AttachResponse(
-        run_cell=pb.RunCell(cell=cell, code=_encodable(code), time_limit_s=time_limit_s, grace_s=grace_s)
-    )
-
-
-def interrupt_message(cell: int) -> pb.AttachResponse:
-    return pb.AttachResponse(interrupt=pb.Interrupt(cell=cell))
-
-
-def write_file_message(number: int, path: str, data: bytes) -> pb.AttachResponse:
-    return pb.AttachResponse(write_file=pb.WriteFile(number=number, path=path, data=data))
-
-
-def read_file_message(number: int, path: str) -> pb.AttachResponse:
-    return pb.AttachResponse(read_file=pb.ReadFile(number=number, path=path))
-
-
-def answer_pieces(slots: Sequence[Slot]) -> list[bytes]:
-    """An AskResponse in pieces, to be joined: a message's parts, encoded one by one, are the message.
-
-    So what it takes is known before it is built, and an answer that stands in many slots is encoded once. A text that
-    has no room any more fails in its own slot; the others are answered.
-    """
-    pieces: list[bytes] = []
-    encoded: dict[int, bytes] = {}
-    room = MAX_ANSWER_BYTES
-    for slot in slots:
-        piece = encoded.get(id(slot))
-        if piece is None:
-            # Longer in characters than there is room for bytes: not even encoded.
-            fits = not isinstance(slot, Answered) or len(slot.text) <= room
-            piece = pb.AskResponse(slots=[_slot(slot)]).SerializeToString() if fits else _NO_ROOM
-            encoded[id(slot)] = piece
-        if isinstance(slot, Answered) and piece is not _NO_ROOM:
-            if len(piece) > room:
-                piece = _NO_ROOM
-            else:
-                room -= len(piece)
-        pieces.append(piece)
-    return pieces
-
-
-def _slot(slot: Slot) -> pb.Slot:
-    match slot:
-        case Answered(text):
-            return pb.Slot(text=_encodable(text))
-        case Failed(reason, message):
-            return pb.Slot(failure=pb.Failure(reason=_REASONS_OUT[reason], message=_encodable(message)))
-        case unreachable:
-            assert_never(unreachable)
-
-
-def _encodable(text: str) -> str:
-    # A model's JSON may hold a lone surrogate, which no UTF-8 field can carry.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-_NO_ROOM = pb.AskResponse(
-    slots=[
-        _slot(
-            Failed(
-                FailureReason.NO_ROOM,
-                "its answer was left out, since the answers to one call may have "
-                f"{MAX_ANSWER_BYTES >> 20} MiB together; ask fewer questions at once",
-            )
-        )
-    ]
-).SerializeToString()

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import asks, pace, wire
+from orchestrator.sandbox import asks, pace, wire, wire_out
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.guest_server import GuestServer
 from orchestrator.sandbox.session import GuestSession
@@ -77,7 +77,7 @@ async def test_a_batch_whose_answers_are_too_large_together_gets_those_that_fit(
     async with conversation(amplify, answer=same) as talk:
         assert (await talk.session.run("", None, None)).status is CellStatus.OK
     [(given, lost)] = said
-    assert given == wire.MAX_ANSWER_BYTES // (16_000 + 8)
+    assert given == wire_out.MAX_ANSWER_BYTES // (16_000 + 8)
     assert lost == {"FAILURE_REASON_NO_ROOM"}
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator import events
 from orchestrator.events import Outcome, Record, SpanKind
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import wire
+from orchestrator.sandbox import wire, wire_out
 from orchestrator.sandbox.output import OutputFold, OutputOverrun
 from orchestrator.values import Answered, Captured, CellStatus, Failed, FailureReason, OutputStream, Slot
 from orchestrator.wire.caps import MAX_RESPONSE_BYTES
@@ -104,7 +104,7 @@ def test_no_pieces_make_the_host_hold_more_than_the_caps(pieces: list[tuple[int,
 
 
 def answered(slots: Sequence[Slot]) -> pb.AskResponse:
-    return pb.AskResponse.FromString(b"".join(wire.answer_pieces(slots)))
+    return pb.AskResponse.FromString(b"".join(wire_out.answer_pieces(slots)))
 
 
 def test_answers_go_out_one_a_slot_whatever_a_model_says() -> None:
@@ -128,13 +128,13 @@ def test_a_concurrency_beyond_all_sense_is_held_down() -> None:
 def test_answers_that_have_no_room_together_fail_in_their_own_slots() -> None:
     """10,000 different answers of 7 kB: they were paid for, and what fits is delivered."""
     slots = [Answered(f"{number:05}" + "x" * 7_000) for number in range(10_000)]
-    data = b"".join(wire.answer_pieces(slots))
+    data = b"".join(wire_out.answer_pieces(slots))
     assert len(data) < wire.MAX_MESSAGE_BYTES
     answers = pb.AskResponse.FromString(data).slots
     assert len(answers) == 10_000
     given = [slot.text for slot in answers if slot.WhichOneof("outcome") == "text"]
     assert given == [slot.text for slot in slots[: len(given)]]
-    assert sum(map(len, given)) > wire.MAX_ANSWER_BYTES - 200_000
+    assert sum(map(len, given)) > wire_out.MAX_ANSWER_BYTES - 200_000
     lost = answers[len(given) :]
     assert {slot.failure.reason for slot in lost} == {pb.FAILURE_REASON_NO_ROOM}
     assert "ask fewer questions at once" in lost[0].failure.message
@@ -147,10 +147,10 @@ def test_a_small_answer_still_has_room_after_a_large_one_had_none() -> None:
 
 
 def test_one_answer_in_many_slots_is_encoded_once() -> None:
-    pieces = wire.answer_pieces([Answered("x" * 1_000)] * 2 + [Answered("y")])
+    pieces = wire_out.answer_pieces([Answered("x" * 1_000)] * 2 + [Answered("y")])
     assert pieces[0] is not pieces[2]
     same = Answered("x" * 1_000)
-    pieces = wire.answer_pieces([same] * 10_000)
+    pieces = wire_out.answer_pieces([same] * 10_000)
     assert all(piece is pieces[0] for piece in pieces)
 
 
