@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.errors import InvalidInput, LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import asks, pace, wire, wire_out
+from orchestrator.sandbox import asks, pace, wire_out
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.guest_server import GuestServer
 from orchestrator.sandbox.session import GuestSession
@@ -96,7 +96,7 @@ async def test_what_fails_in_the_host_reaches_the_guest_as_fixed_text(
             said.append((error.code(), error.details()))
         await guest.send(ended(cell.cell))
 
-    monkeypatch.setattr(wire, "answer_pieces", broken)
+    monkeypatch.setattr(wire_out, "answer_pieces", broken)
     with caplog.at_level(logging.ERROR):
         async with conversation(ask, answer=upper) as talk:
             await talk.session.run("", None, None)
