@@ -25,6 +25,8 @@ from orchestrator.values import Slot
 
 logger = logging.getLogger(__name__)
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
+
 _READS_AT_A_TIME = 2
 _READ_TIMEOUT_S = 60.0
 _LONGEST_PAUSE_S = 1.0  # before the next message of the stream, which may be the end of a cell
@@ -47,6 +49,14 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+def _is_no_hanging_up(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(f"ExecuteBatchError raised in core by servicer method [/{_SERVICE}/")
+
+
+# A guest that hangs up while it is answered is no error of ours, and must not be able to fill a log with tracebacks.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hanging_up)
+
+
 class GuestServer:
     """Carries messages between one socket and one `GuestSession`. Used as a context manager.
 
@@ -65,14 +75,13 @@ class GuestServer:
         self._reading = asyncio.Semaphore(_READS_AT_A_TIME)
         self._unread = Unread(self._not_read)
         self._server = grpc.aio.server(options=OPTIONS)
-        service = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            f"/{service}/Attach": grpc.stream_stream_rpc_method_handler(
+            f"/{_SERVICE}/Attach": grpc.stream_stream_rpc_method_handler(
                 self._attach,
                 request_deserializer=None,  # bytes: what they hold is counted before it is built
                 response_serializer=pb.AttachResponse.SerializeToString,
             ),
-            f"/{service}/Ask": grpc.stream_unary_rpc_method_handler(
+            f"/{_SERVICE}/Ask": grpc.stream_unary_rpc_method_handler(
                 self._ask,
                 request_deserializer=None,
                 response_serializer=None,  # bytes: what they take is counted before they are built
