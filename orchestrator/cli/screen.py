@@ -41,8 +41,11 @@ def warn(text: str, *, label: str = "Note") -> None:
 
 def _to_stderr(text: str) -> None:
     # Not click.echo: it writes past whatever stands in for sys.stderr, and the live tree, which does, would be torn.
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        pass  # nobody reads it any more, and what is done is done all the same
 
 
 def give(text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,11 +140,12 @@ async def _serve(
     def told() -> None:
         if stop.is_set():
             # No cleanup: what is left is reclaimed by the next start, or by `rlm cleanup`.
-            sys.stderr.write("Stopped at once. `rlm cleanup` removes what is left.\n")
-            sys.stderr.flush()
-            os._exit(128 + signal.SIGTERM)
+            try:
+                say("Stopped at once. `rlm cleanup` removes what is left.")
+            finally:
+                os._exit(128 + signal.SIGTERM)
+        stop.set()  # first: to tell may fail
         warn("no new runs; those under way get their time. Once more stops at once.", label="Stopping")
-        stop.set()
 
     def ready(service: Service) -> None:
         for sentence in service.cleaned:

@@ -168,6 +168,13 @@ async def test_a_second_signal_ends_it_at_once_and_the_next_one_says_what_became
             served.stop()
 
 
+def test_a_server_whose_words_nobody_reads_ends_as_it_is_told(state_dir: Path) -> None:
+    with ScriptedServerThread({"depth-0": _hang}) as models, _served(environment(models.base_url, 1)) as served:
+        served.stderr.close()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait() == 0
+
+
 def test_a_run_by_the_command_over_tls_with_a_token(state_dir: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
