@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -99,12 +100,15 @@ def smolagents_docker() -> Iterator[Run]:
 def dspy_deno() -> Iterator[Run]:
     from dspy.primitives.python_interpreter import PythonInterpreter
 
+    command = list(PythonInterpreter().deno_command)
     # One module of its runner is on a host of its own: the few lines that are used of it are beside this file.
-    module = "https://deno.land/std@0.186.0/io/mod.ts"
+    (runner,) = [word for word in command if word.endswith(".js")]
+    found = re.search(r'import \{ readLines \} from "([^"]+)"', Path(runner).read_text("utf-8"))
+    assert found is not None
+    module = found[1]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({"imports": {module: Path(__file__).with_name("lines.js").as_uri()}}, file)
         file.flush()
-        command = list(PythonInterpreter().deno_command)
         command.insert(command.index("run") + 1, f"--import-map={file.name}")
         with PythonInterpreter(deno_command=command) as interpreter:
             interpreter.execute("0")  # it starts with its first code
