@@ -61,7 +61,8 @@ class CellAsks:
     @property
     def excused_s(self) -> float:
         """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
-        return self._waited_s + self._excused_s
+        now_s = self._loop.time() - self._waiting_since if self._waiting_since is not None else 0.0
+        return self._waited_s + now_s + self._excused_s
 
     def excuse(self, seconds: float) -> None:
         """The host has made a call wait."""

@@ -13,11 +13,14 @@ from orchestrator.sandbox.asks import CellAsks
 from orchestrator.sandbox.output import OutputFold
 from orchestrator.sandbox.wire import CellEnded, Output
 from orchestrator.seams import OutputSink
-from orchestrator.values import CellResult, OutputStream
+from orchestrator.values import Captured, CellResult, OutputStream
 
 logger = logging.getLogger(__name__)
 
+_NOTHING = Captured()
+
 _SECOND_LOOK_S = 1.0
+_LOOK_S = 0.5  # at least so much between two looks at a cell that waits for an answer
 
 
 def check_time_limit(time_limit_s: float | None) -> None:
@@ -33,16 +36,18 @@ class RunningCell:
 
     def __init__(self, number: int, head_bytes: int, tail_bytes: int, on_output: OutputSink | None) -> None:
         self.number = number
-        self._folds = {stream: OutputFold(stream, head_bytes, tail_bytes) for stream in OutputStream}
+        self._caps = head_bytes, tail_bytes
+        self._folds: dict[OutputStream, OutputFold] = {}  # of those that something was written to
         self._on_output = on_output
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[CellResult] = self._loop.create_future()
         self._started = self._loop.time()
+        self._watch: asyncio.TimerHandle | None = None
         self.asks = CellAsks(number)
 
     def wrote(self, output: Output) -> None:
         """Raises `OutputOverrun`."""
-        chunk = self._folds[output.stream].add(output.offset, output.data)
+        chunk = self._fold(output.stream).add(output.offset, output.data)
         if chunk is None or self._on_output is None:
             return
         try:
@@ -57,8 +62,8 @@ class RunningCell:
         seconds = min(message.result.seconds, self._loop.time() - self._started)
         self.asks.end()
         if not self._result.done():
-            stdout = self._folds[OutputStream.STDOUT].finish(message.stdout_bytes)
-            stderr = self._folds[OutputStream.STDERR].finish(message.stderr_bytes)
+            stdout = self._captured(OutputStream.STDOUT, message.stdout_bytes)
+            stderr = self._captured(OutputStream.STDERR, message.stderr_bytes)
             self._result.set_result(
                 msgspec.structs.replace(message.result, stdout=stdout, stderr=stderr, seconds=seconds)
             )
@@ -70,27 +75,40 @@ class RunningCell:
 
     async def wait(self, limit_s: float) -> CellResult:
         """The result. Raises `TimeoutError` when the cell has run for so long, waiting for answers not counted."""
-        asks, suspected = self.asks, False
-        while not self._result.done():
-            left = None if asks.answering else limit_s - self._running_s()
-            if left is not None and left <= 0:
-                if suspected:
-                    raise TimeoutError
-                # A process that was itself held up, or stopped, reads what has come before it judges.
-                suspected, left = True, min(_SECOND_LOOK_S, limit_s)
-            asks.changed.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await asks.changed.wait()
-            except TimeoutError:
-                continue
-        return self._result.result()
+        self._watch = self._loop.call_later(limit_s, self._look, limit_s, False)
+        try:
+            return await self._result
+        finally:
+            self._watch.cancel()
+
+    def _look(self, limit_s: float, suspected: bool) -> None:
+        left_s = limit_s - self._running_s()
+        if self.asks.answering:
+            left_s, suspected = max(left_s, _LOOK_S), False
+        elif left_s <= 0:
+            if suspected:
+                self.fail(TimeoutError())
+                return
+            # A process that was itself held up, or stopped, reads what has come before it judges.
+            left_s, suspected = min(_SECOND_LOOK_S, limit_s), True
+        self._watch = self._loop.call_later(left_s, self._look, limit_s, suspected)
 
     async def close(self) -> None:
         """Cancels what is still being answered, and waits until it is."""
         await self.asks.close()
         if self._result.done() and not self._result.cancelled():
             self._result.exception()  # seen: nobody may be left to ask for it
+
+    def _fold(self, stream: OutputStream) -> OutputFold:
+        fold = self._folds.get(stream)
+        if fold is None:
+            fold = self._folds[stream] = OutputFold(stream, *self._caps)
+        return fold
+
+    def _captured(self, stream: OutputStream, total_bytes: int) -> Captured:
+        if not total_bytes and stream not in self._folds:
+            return _NOTHING
+        return self._fold(stream).finish(total_bytes)
 
     def _running_s(self) -> float:
         return self._loop.time() - self._started - self.asks.excused_s

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import grpc
-import grpc.aio
 
 from orchestrator.errors import LossCause, SandboxUnavailable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import pace, wire, wire_out
+from orchestrator.sandbox import grpc_calls, pace, wire, wire_out
 from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT, AskNotNow, AskRefused, TooManyAsks
 from orchestrator.sandbox.cell import RunningCell
+from orchestrator.sandbox.grpc_calls import MessageStream, UnaryCall
+from orchestrator.sandbox.http2 import Connection, Header, Http2Error, Stream, StreamOwner
 from orchestrator.sandbox.session import GuestSession
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
 from orchestrator.sandbox.unread import Unread
@@ -27,217 +26,289 @@ logger = logging.getLogger(__name__)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
 
-_READS_AT_A_TIME = 2
+# Attach, the calls in flight, and those that the code has given up and the server has not seen the end of.
+_MAX_STREAMS = 4 * MAX_ASKS_IN_FLIGHT + 8
+_MAX_CONNECTIONS = 4
+_READS_AT_A_TIME = 2  # of questions that are larger than a window
 _READ_TIMEOUT_S = 60.0
-_LONGEST_PAUSE_S = 1.0  # before the next message of the stream, which may be the end of a cell
-
-_IDENTITY_ONLY = 1  # a bitset of grpc_compression_algorithm
-OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
-    # Attach, the calls in flight, and those that the code has given up and the server has not seen the end of.
-    ("grpc.max_concurrent_streams", 4 * MAX_ASKS_IN_FLIGHT + 8),
-    ("grpc.max_metadata_size", 8 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # A kilobyte that unpacks to gigabytes is refused before it is unpacked.
-    ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
-    ("grpc.max_allowed_incoming_connections", 4),
-    ("grpc.so_reuseport", 0),
-    # What is held of a message that nobody reads yet; without the probe it would grow with the sender's speed.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 64 * 1024),
-)
-
-
-def _is_no_hanging_up(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(f"ExecuteBatchError raised in core by servicer method [/{_SERVICE}/")
-
-
-# A guest that hangs up while it is answered is no error of ours, and must not be able to fill a log with tracebacks.
-logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hanging_up)
+_LONGEST_PAUSE_S = 1.0  # before something more is read, which may be the end of a cell
+_READ_BYTES = 64 << 10
+_WRITE_BYTES = 256 << 10  # that the kernel has not taken; above, the rest waits in its stream
+_CONTROL_BYTES = 64 << 10  # of acknowledgements that a guest does not read; above, nothing more is read of it
 
 
 class GuestServer:
     """Carries messages between one socket and one `GuestSession`. Used as a context manager.
 
-    The socket's name is removed when the guest has attached: code that runs later finds nothing to connect to.
-
-    `Ask` has one request on the wire, but is served as a stream of requests: gRPC would otherwise receive the whole of
-    it before any code of ours runs, and as many at a time as there are streams (measured: gigabytes). So one that
-    cannot be answered now is refused unread, and few are read at a time.
+    Once the guest has attached, the socket's name is removed and nobody listens there: code that runs later finds
+    nothing to connect to.
     """
 
     def __init__(self, session: GuestSession, socket: Path) -> None:
         self._session = session
-        self._socket = socket
-        self._named = True
+        self._path = socket
+        self._listener: asyncio.Server | None = None
+        self._connections: set[_GuestConnection] = set()
         self._handlers = TaskSet()
         self._reading = asyncio.Semaphore(_READS_AT_A_TIME)
         self._unread = Unread(self._not_read)
-        self._server = grpc.aio.server(options=OPTIONS)
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            f"/{_SERVICE}/Attach": grpc.stream_stream_rpc_method_handler(
-                self._attach,
-                request_deserializer=None,  # bytes: what they hold is counted before it is built
-                response_serializer=pb.AttachResponse.SerializeToString,
-            ),
-            f"/{_SERVICE}/Ask": grpc.stream_unary_rpc_method_handler(
-                self._ask,
-                request_deserializer=None,
-                response_serializer=None,  # bytes: what they take is counted before they are built
-            ),
-        }
-        self._server.add_generic_rpc_handlers((_Methods(methods, self._begun),))
 
     async def __aenter__(self) -> GuestServer:
-        path = os.fsencode(self._socket)
+        path = os.fsencode(self._path)
         if len(path) > SOCKET_PATH_MAX:
             raise SandboxUnavailable(
                 f"a socket's path is longer than {SOCKET_PATH_MAX} bytes.", "Shorten RLM_STATE_DIR."
             )
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._server.add_insecure_port(f"unix:{self._socket}")
-            await self._server.start()
-        except RuntimeError as error:
-            raise SandboxUnavailable(f"no socket could be opened at {self._socket}: {error}.") from error
+            bound.bind(path)
+            # The container's user is another than ours, and connecting takes the right to write.
+            self._path.chmod(0o666)
+            bound.listen(_MAX_CONNECTIONS)
+            loop = asyncio.get_running_loop()
+            self._listener = await loop.create_unix_server(self._connection, sock=bound)
+        except OSError as error:
+            bound.close()
+            raise SandboxUnavailable(f"no socket could be opened at {self._path}: {error}.") from error
         except BaseException:
-            await self._server.stop(None)  # cancelled as it started: who collects it later may have no loop any more
+            bound.close()
             raise
-        # The container's user is another than ours, and connecting takes the right to write.
-        self._socket.chmod(0o666)
-        self._session.when_failed(self._end)
+        self._session.when_failed(self._hang_up)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
         self._unread.close()
-        await self._server.stop(None)
+        self._hang_up()
+        if self._connections:
+            await asyncio.wait([connection.closed for connection in self._connections])
         await self._handlers.close()
 
-    async def _attach(
-        self,
-        requests: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext[bytes, pb.AttachResponse],
-    ) -> None:
-        self._adopt_handler()
-        session = self._session
-        if not session.stream_began():
-            await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "there is one stream per sandbox")
-        reader = self._handlers.spawn(self._read(requests), f"{session.name}: reading")
-        try:
-            while (message := await session.outbox.get()) is not None:
-                await context.write(message)
-        finally:
-            reader.cancel()
-            session.stream_ended()
+    def _connection(self) -> asyncio.BaseProtocol:
+        return _GuestConnection(self._session, self._connections, self._begin)
 
-    async def _ask(
-        self,
-        requests: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext[bytes, bytes],
-    ) -> bytes:
-        handler = self._adopt_handler()
+    def _hang_up(self) -> None:
+        """Nothing more is taken of the guest, and nothing held for it, whenever its owner comes to close it."""
+        self._stop_listening()
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _begin(self, connection: _GuestConnection, stream: Stream, headers: list[Header]) -> StreamOwner | None:
+        """A call, and who is told the rest of it; None when it is refused."""
+        self._session.charge(pace.CALL_S)
+        http = connection.http
+        match grpc_calls.path_of(headers):
+            case None:
+                grpc_calls.refuse_what_is_no_call(http, stream)
+            case path if path == f"/{_SERVICE}/Ask":
+                call = UnaryCall(http, connection.flush, stream, wire.MAX_MESSAGE_BYTES)
+                call.handler = self._handlers.spawn(self._ask(call), f"{self._session.name}: a question")
+                return call
+            case path if path == f"/{_SERVICE}/Attach":
+                return self._attach(connection, stream)
+            case _:
+                grpc_calls.refuse(http, stream, grpc_calls.UNIMPLEMENTED, "there is no such method")
+        return None
+
+    def _attach(self, connection: _GuestConnection, stream: Stream) -> StreamOwner | None:
         session = self._session
+        if not session.expects_stream:
+            text = "there is one stream per sandbox"
+            grpc_calls.refuse(connection.http, stream, grpc_calls.FAILED_PRECONDITION, text)
+            return None
+        connection.carries_stream = True
+        messages = MessageStream(
+            connection.http,
+            connection.flush,
+            stream,
+            wire.MAX_MESSAGE_BYTES,
+            self._received,
+            session.stream_ended,
+            lambda text: session.lose(LossCause.PROTOCOL, text),
+        )
+        session.stream_began(messages)
+        return messages
+
+    def _received(self, message: bytes) -> None:
+        session = self._session
+        session.received(message)
+        if self._listener is not None and session.usable:
+            self._path.unlink(missing_ok=True)
+            self._stop_listening()
+
+    async def _ask(self, call: UnaryCall) -> None:
+        session = self._session
+        handler = call.handler
+        assert handler is not None
         try:
             cell = session.askable()
             with cell.asks.call():
                 with cell.asks.waiting(handler):
-                    request = await self._read_question(context, cell)
-                session.charge(len(request) * pace.BYTE_S)
+                    # Most questions are here already; a guest within its pace may ask them at once.
+                    request = call.arrived() if session.wait_s() <= 0 else None
+                    if request is None:
+                        request = await self._read_question(call, cell)
+                    await cell.asks.room()
                 batch = wire.read_questions(request)
                 session.charge(len(batch.questions) * pace.QUESTION_S)
                 size = len(request)
                 del request
                 slots = await session.ask(cell, batch, size)
-            return await self._answer(slots, handler, cell)
+            await self._answer(call, slots, handler, cell)
+            return
         except (TooManyAsks, wire.TooManyQuestions) as error:
-            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+            status, text = grpc_calls.RESOURCE_EXHAUSTED, str(error)
         except wire.BadQuestion as error:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            status, text = grpc_calls.INVALID_ARGUMENT, str(error)
+        except grpc_calls.BadMessage as error:
+            status, text = error.status, str(error)
         except AskNotNow as error:
-            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
+            status, text = grpc_calls.FAILED_PRECONDITION, str(error)
         except AskRefused as error:
-            code, text = grpc.StatusCode.CANCELLED, str(error)
+            status, text = grpc_calls.CANCELLED, str(error)
         except Exception:
-            # gRPC would tell the guest of it in its own words, and ours.
+            # The guest learns nothing of what went wrong here.
             logger.exception("a question could not be answered")
-            code, text = grpc.StatusCode.INTERNAL, "the host could not answer"
-        if code is not grpc.StatusCode.CANCELLED:
-            session.charge(pace.REFUSED_S)
-        return await _refuse(context, code, text)
+            status, text = grpc_calls.INTERNAL, "the host could not answer"
+        if status != grpc_calls.CANCELLED:
+            session.charge_refused()
+        call.refuse(status, text)
 
-    async def _read_question(self, context: grpc.aio.ServicerContext[bytes, bytes], cell: RunningCell) -> bytes:
+    async def _read_question(self, call: UnaryCall, cell: RunningCell) -> bytes:
         async with self._reading:
             await cell.asks.room()
-            while (wait_s := self._session.wait_s()) > 0:
-                cell.asks.excuse(wait_s)
-                await asyncio.sleep(wait_s)
+            await self._within_pace(cell)
             try:
                 async with asyncio.timeout(_READ_TIMEOUT_S):
-                    # Not the iterator that gRPC hands over: one that is not read to its end costs a task to close.
-                    request: Any = await context.read()
+                    return await call.read()
             except TimeoutError:
                 raise TooManyAsks(f"the question did not come within {_READ_TIMEOUT_S:g} s") from None
-            except Exception as error:
-                # No message at all, or bytes that are none; what gRPC raises for those is not part of its interface.
-                logger.debug("a question could not be read", exc_info=error)
-                raise wire.BadQuestion("there is no question") from None
-        if not isinstance(request, bytes):  # the end of the call
-            raise wire.BadQuestion("there is no question")
-        return request
 
-    async def _answer(self, slots: Sequence[Slot], handler: asyncio.Task[Any], cell: RunningCell) -> bytes:
+    async def _within_pace(self, cell: RunningCell) -> None:
+        while (wait_s := self._session.wait_s()) > 0:
+            cell.asks.excuse(wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _answer(
+        self, call: UnaryCall, slots: Sequence[Slot], handler: asyncio.Task[None], cell: RunningCell
+    ) -> None:
+        wanted = wire_out.least_size(slots)
+        if self._session.wait_s() > 0 or not self._unread.fits(wanted):
+            with cell.asks.waiting(handler):
+                await self._within_pace(cell)
+                await self._unread.room(wanted)
         pieces = wire_out.answer_pieces(slots)
         size = sum(map(len, pieces))
         self._session.charge(size * pace.BYTE_S)
-        if not self._unread.fits(size):
-            with cell.asks.waiting(handler):
-                await self._unread.room(size)
-        self._unread.add(size, handler)  # which ends when gRPC has sent it
-        return b"".join(pieces)
-
-    def _begun(self) -> None:
-        self._session.charge(pace.CALL_S)
+        self._unread.add(size, handler)  # which ends when all of it has left
+        await call.answer(pieces)
 
     def _not_read(self) -> None:
         self._session.lose(LossCause.UNRESPONSIVE, "the guest does not read what it is answered")
 
-    def _end(self) -> None:
-        """Lost: nothing more is taken of it, and nothing held for it, whenever its owner comes to close it."""
-        self._handlers.spawn(self._server.stop(None), f"{self._session.name}: stopping")
 
-    def _adopt_handler(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task()
-        assert task is not None, "gRPC makes a task of each call"
-        self._handlers.adopt(task)
-        return task
+class _GuestConnection(asyncio.BufferedProtocol):
+    """One connection of the guest: bytes between a socket and `http2`, no faster than its pace allows."""
 
-    async def _read(self, requests: AsyncIterator[bytes]) -> None:
-        session = self._session
+    def __init__(
+        self,
+        session: GuestSession,
+        all_of_them: set[_GuestConnection],
+        begin: Callable[[_GuestConnection, Stream, list[Header]], StreamOwner | None],
+    ) -> None:
+        self._session = session
+        self._all = all_of_them
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._receiving = False
+        self._full = False  # the transport takes no more just now
+        self._pause: asyncio.TimerHandle | None = None
+        self.carries_stream = False
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.http = Connection(_MAX_STREAMS, lambda stream, headers: begin(self, stream, headers))
+
+    def abort(self) -> None:
+        """Ends it at once; what was not sent is not sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def flush(self) -> None:
+        """Sends what there is, as far as it is taken."""
+        if self._receiving or self._transport is None:
+            return
+        while not self._full and (data := self.http.take()):
+            self._transport.write(data)
+
+    # --- for the event loop ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._all) >= _MAX_CONNECTIONS:
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(_WRITE_BYTES)
+        self._transport = transport
+        self._all.add(self)
+        self.flush()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._transport = None
+        self._all.discard(self)
+        if self._pause is not None:
+            self._pause.cancel()
+        self.http.close()
+        self.closed.set_result(None)
+
+    def get_buffer(self, _: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, size: int) -> None:
+        frames = self.http.frames
+        self._session.heard()
+        self._receiving = True  # what is sent meanwhile goes out in one piece
         try:
-            async for request in requests:
-                session.received(request)
-                if self._named and session.usable:
-                    self._named = False
-                    self._socket.unlink(missing_ok=True)
-                if (wait_s := session.wait_s()) > 0:
-                    await asyncio.sleep(min(wait_s, _LONGEST_PAUSE_S))
+            self.http.receive(self._buffer[:size])
+        except Http2Error as error:
+            self._receiving = False
+            self._break(error)
+            return
         finally:
-            session.stream_ended()
+            self._receiving = False
+        self._session.charge((self.http.frames - frames) * pace.FRAME_S + size * pace.BYTE_S)
+        self.flush()
+        self._slow_down()
 
+    def pause_writing(self) -> None:
+        self._full = True
 
-class _Methods(grpc.GenericRpcHandler):
-    """Counts each call, also one that is reset before any code of a method runs."""
+    def resume_writing(self) -> None:
+        self._full = False
+        self.flush()
 
-    def __init__(self, methods: dict[str, grpc.RpcMethodHandler[Any, Any]], begun: Callable[[], None]) -> None:
-        self._methods = methods
-        self._begun = begun
+    def _slow_down(self) -> None:
+        """Reads nothing for a while when the guest is above its pace, or leaves too much of ours unread."""
+        wait_s = min(self._session.wait_s(), _LONGEST_PAUSE_S)
+        if self.http.control_bytes > _CONTROL_BYTES:
+            wait_s = _LONGEST_PAUSE_S
+        if wait_s > 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._pause = self._loop.call_later(wait_s, self._go_on)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        self._begun()
-        return self._methods.get(handler_call_details.method)
+    def _go_on(self) -> None:
+        if self.http.control_bytes > _CONTROL_BYTES:
+            self._pause = self._loop.call_later(_LONGEST_PAUSE_S, self._go_on)
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
-
-async def _refuse(context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort always raises")
+    def _break(self, error: Http2Error) -> None:
+        self.http.goodbye(error.code)
+        self.flush()
+        self.abort()
+        if self.carries_stream:
+            self._session.lose(LossCause.PROTOCOL, str(error))

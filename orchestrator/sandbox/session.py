@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
@@ -56,6 +56,16 @@ class _State(Enum):
 _TAKES_CELLS = (_State.OPENING, _State.OPEN)
 
 
+class Outlet(Protocol):
+    """The way to the guest. Neither method waits."""
+
+    def send(self, message: bytes) -> None:
+        """Sends a message of the stream."""
+
+    def end(self) -> None:
+        """Ends the stream, after all that was sent."""
+
+
 class GuestSession:
     """`exit_of` tells how the container ended, waiting for that a little; None when it has not."""
 
@@ -79,7 +89,7 @@ class GuestSession:
         self._tasks = TaskSet()
         self._hearing = Hearing(limits.silence_timeout_s, self._silent)
         self._pace = pace.Pace(self._loop.time)
-        self.outbox: asyncio.Queue[pb.AttachResponse | None] = asyncio.Queue()  # None: the stream's end
+        self._outlet: Outlet | None = None
         self.python_version = ""
 
     @property
@@ -205,7 +215,8 @@ class GuestSession:
         if cause is not LossCause.CLOSED:
             logger.info("%s", loss)
         self._hearing.stop()
-        self.outbox.put_nowait(None)
+        if self._outlet is not None:
+            self._outlet.end()
         for waiter in (self._attached, self._opened):
             if not waiter.done():
                 waiter.set_exception(loss)
@@ -217,20 +228,26 @@ class GuestSession:
 
     # --- the guest's side ---
 
-    def stream_began(self) -> bool:
-        """Whether this stream is the one; there is only ever one."""
-        if self._state is not _State.EXPECTED:
-            return False
+    @property
+    def expects_stream(self) -> bool:
+        """Whether a stream that begins now would be the one; there is only ever one."""
+        return self._state is _State.EXPECTED
+
+    def stream_began(self, outlet: Outlet) -> None:
+        """The stream that was expected; what the host has to say goes to `outlet`."""
+        self._outlet = outlet
         self._state = _State.GREETING
         self._hearing.begin()
-        return True
+
+    def heard(self) -> None:
+        """Something came of the guest, whatever it is."""
+        self._hearing.heard()
 
     def received(self, data: bytes) -> None:
         """Takes a message as it came; one that breaks the protocol ends the sandbox."""
         if self._loss is not None:
             return
-        self._hearing.heard()
-        self.charge(pace.MESSAGE_S + len(data) * pace.BYTE_S)
+        self.charge(pace.MESSAGE_S)
         try:
             self._take(wire.read_message(data))
         except (wire.ProtocolViolation, OutputOverrun) as error:
@@ -249,6 +266,12 @@ class GuestSession:
                 self._pace.charge(seconds)
             except pace.TooFast:
                 self.lose(LossCause.PROTOCOL, "more calls, questions or bytes than one sandbox may send")
+
+    def charge_refused(self) -> None:
+        """For a question that was refused, in place of `charge`: above its pace, no guest of ours sends another."""
+        self.charge(pace.REFUSED_S)
+        if self._loss is None and self.wait_s() > 0:
+            self.lose(LossCause.PROTOCOL, "more questions that must be refused than one sandbox may send")
 
     def wait_s(self) -> float:
         """For how long nothing more should be read of the guest."""
@@ -349,8 +372,8 @@ class GuestSession:
         self.lose(LossCause.SILENT, f"not a word for {seconds:.0f} s")
 
     def _send(self, message: pb.AttachResponse) -> None:
-        if self._loss is None:
-            self.outbox.put_nowait(message)
+        if self._loss is None and self._outlet is not None:
+            self._outlet.send(message.SerializeToString())
 
     def _check_usable(self) -> None:
         if self._loss is not None:

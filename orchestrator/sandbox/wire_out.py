@@ -68,6 +68,11 @@ def read_file_message(number: int, path: str) -> pb.AttachResponse:
     return pb.AttachResponse(read_file=pb.ReadFile(number=number, path=path))
 
 
+def least_size(slots: Sequence[Slot]) -> int:
+    """Bytes that `answer_pieces` will give at least, without building anything."""
+    return min(MAX_ANSWER_BYTES, sum(len(slot.text) for slot in slots if isinstance(slot, Answered)))
+
+
 def answer_pieces(slots: Sequence[Slot]) -> list[bytes]:
     """An AskResponse in pieces, to be joined: a message's parts, encoded one by one, are the message.
 
@@ -105,7 +110,7 @@ def _slot(slot: Slot) -> pb.Slot:
 
 def _encodable(text: str) -> str:
     # A model's JSON may hold a lone surrogate, which no UTF-8 field can carry.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 _NO_ROOM = pb.AskResponse(

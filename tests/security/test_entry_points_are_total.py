@@ -21,7 +21,7 @@ from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.protocol.rlm.v1 import run_pb2, sandbox_pb2
-from orchestrator.sandbox import wire, wire_shape
+from orchestrator.sandbox import grpc_calls, http2, wire, wire_shape
 from orchestrator.server import calls, orders
 from orchestrator.server.tokens import Tokens
 from tests.security.test_readers_are_total import _mutated as mutated
@@ -85,6 +85,64 @@ def test_a_guests_message_of_any_bytes(data: bytes) -> None:
 def test_a_guests_message_that_someone_changed(data: bytes, edits: list[tuple[int, int, bytes]]) -> None:
     read_guest(mutated(data, edits))
     outline(mutated(data, edits))
+
+
+class _Ignored:
+    def data(self, data: memoryview, last: bool) -> None:
+        bytes(data)
+
+    def sent(self) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+
+def read_guests_http2(data: bytes, cut: int = 11) -> None:
+    """As the host reads a guest's connection, piece by piece, answering each call at once; what it says is bounded."""
+    connection = http2.Connection(8, lambda stream, headers: answered(stream, headers))
+
+    def answered(stream: http2.Stream, headers: list[http2.Header]) -> _Ignored:
+        grpc_calls.path_of(headers)
+        connection.headers(stream, b"\x88")
+        connection.send(stream, bytes(100_000), trailers=b"\x88")
+        return _Ignored()
+
+    try:
+        for start in range(0, len(data), cut):
+            with memoryview(data)[start : start + cut] as piece:
+                connection.receive(piece)
+            assert len(connection.take()) <= 200_000
+    except http2.Http2Error as error:
+        assert 0 < error.code < 16
+    connection.close()
+
+
+_CALLS = http2.PREFACE + b"".join(
+    len(payload).to_bytes(3) + bytes([kind, flags]) + number.to_bytes(4) + payload
+    for kind, flags, number, payload in (
+        (4, 0, 0, b"\0\4\0\1\0\0"),
+        (8, 0, 0, (70_000).to_bytes(4)),
+        (1, 4, 1, agent_grpc._request_headers("/rlm.guest.v1.GuestService/Ask")),
+        (0, 9, 1, b"\1\0\0\0\0\3abc\0"),
+        (1, 0, 3, b"\x83\x86\x44\x85"),
+        (9, 4, 3, b"abcde\x40\x01x\x01y"),
+        (6, 0, 0, bytes(8)),
+        (3, 0, 3, (8).to_bytes(4)),
+    )
+)
+
+
+@given(st.binary(max_size=300), st.integers(1, 64))
+@strict
+def test_a_guests_connection_of_any_bytes(data: bytes, cut: int) -> None:
+    read_guests_http2(http2.PREFACE + data, cut)
+
+
+@given(edits, st.integers(1, 64))
+@strict
+def test_a_guests_connection_that_someone_changed(edits: list[tuple[int, int, bytes]], cut: int) -> None:
+    read_guests_http2(mutated(_CALLS, edits), cut)
 
 
 # --- from a client -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pickle
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,8 @@ async def test_C4_a_flood_of_questions_that_nothing_is_left_for_starves_nobody(
         await asyncio.gather(again(), again(), again())
         await guest.send(ended(cell.cell))
 
-    async with attacked(caplog) as attack, conversation(flood, answer=answer) as hostile:
+    patient = replace(LIMITS, silence_timeout_s=60)  # this guest has no heartbeat, and is made to wait
+    async with attacked(caplog) as attack, conversation(flood, answer=answer, limits=patient) as hostile:
         running = asyncio.create_task(hostile.session.run("attack", None, 120))
         while not running.done():
             await attack.check()

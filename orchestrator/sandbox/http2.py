@@ -1,0 +1,418 @@
+"""HTTP/2 (RFC 9113), the server's side of one connection, without any I/O: bytes in, callbacks and bytes out.
+
+The other end is a guest, and may be anybody: all that is kept for it has a bound, and what it does is counted in
+`frames`, for which it is charged. Only what gRPC uses is here: no priorities and no pushes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Header = tuple[bytes, bytes]
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR = 0x0, 0x1, 0x3, 0x6
+REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x7, 0x9, 0xB
+STREAM_WINDOW = 65_535  # bytes of a request that come before anybody has asked for more; the protocol's own default
+CHUNK = 64 << 10  # bytes that are sent of one stream before the next has its turn
+
+_FRAME = struct.Struct("!HBBBI")  # the length's upper two bytes and its last one, type, flags, stream
+_SETTING = struct.Struct("!HI")
+_NUMBER = struct.Struct("!I")
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
+    0,
+    1,
+    *range(3, 10),
+)
+_END_STREAM = _ACK = 0x1
+_END_HEADERS, _PADDED, _PRIORITIZED = 0x4, 0x8, 0x20
+_MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = range(3, 7)
+
+_DEFAULT_MAX_FRAME = 16_384
+_MOST_MAX_FRAME = (1 << 24) - 1
+_MAX_WINDOW = (1 << 31) - 1
+_MAX_FRAME = 64 << 10  # bytes of one that comes in
+_MAX_HEADER_BYTES = 16 << 10  # of a block, and of what it unpacks to
+_CONNECTION_WINDOW = 1 << 20  # given back as it is used: what is held is bounded by the streams' windows
+
+
+class Http2Error(Exception):
+    """The other end does not speak HTTP/2 as it should: the connection ends. The text holds nothing that it chose."""
+
+    def __init__(self, text: str, code: int = PROTOCOL_ERROR) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class StreamOwner(Protocol):
+    """Who is told what comes on a stream."""
+
+    def data(self, data: memoryview, last: bool) -> None:
+        """Bytes of the request, to be copied if they are to be kept; `last` when none follow."""
+
+    def sent(self) -> None:
+        """The response has left, whole. Nothing more is told."""
+
+    def lost(self) -> None:
+        """The other end has given the call up, or is gone. Nothing more is told."""
+
+
+class Stream:
+    """One request and its response. Made by `Connection`."""
+
+    def __init__(self, number: int, window: int) -> None:
+        self.number = number
+        self.window = window  # how much more may be sent
+        self.room = STREAM_WINDOW  # how much more may come
+        self.owner: StreamOwner | None = None
+        self.asked = False  # the request is complete
+        self.pending: deque[memoryview] = deque()
+        self.trailers: bytes | None = None  # what ends the response, after all that is pending
+
+
+class Connection:
+    """Feed `receive` with what comes in; send what `take` gives, until that is empty.
+
+    `begin` is told each request, and returns who is told the rest of it; None when nobody wants to know.
+    """
+
+    def __init__(self, max_streams: int, begin: Callable[[Stream, list[Header]], StreamOwner | None]) -> None:
+        self._begin = begin
+        self._max_streams = max_streams
+        self.frames = 0  # that have come in
+        self._streams: dict[int, Stream] = {}
+        self._sending: deque[Stream] = deque()  # those with something to send, in turn
+        self._last = 0
+        self._window = self._initial_window = STREAM_WINDOW
+        self._max_frame = _DEFAULT_MAX_FRAME
+        self._unreturned = 0
+        self._rest = bytearray()
+        self._preface = PREFACE
+        self._greeted = False
+        self._decoder: Any = None
+        self._block: tuple[int, int, bytearray] | None = None  # a header block that is continued: stream, flags, bytes
+        self._control = bytearray()
+        settings = (
+            (_MAX_CONCURRENT_STREAMS, max_streams),
+            (_MAX_FRAME_SIZE, _MAX_FRAME),
+            (_MAX_HEADER_LIST_SIZE, _MAX_HEADER_BYTES),
+        )
+        self._put(_SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings))
+        self._put(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(_CONNECTION_WINDOW - STREAM_WINDOW))
+
+    # --- out ---
+
+    @property
+    def control_bytes(self) -> int:
+        """What waits to be sent without any stream's window: acknowledgements, headers, resets."""
+        return len(self._control)
+
+    def headers(self, stream: Stream, block: bytes, *, last: bool = False) -> None:
+        """Begins a response with this header block; `last` when it is all of it."""
+        if stream.number in self._streams:
+            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, block)
+            if last:
+                self._close(stream)
+
+    def send(self, stream: Stream, *pieces: bytes, trailers: bytes | None = None) -> None:
+        """Sends bytes of a response, as fast as the other end takes them, and this header block after the last."""
+        if stream.number not in self._streams or stream.trailers is not None:
+            return
+        if not stream.pending:
+            self._sending.append(stream)
+        stream.pending.extend(memoryview(piece) for piece in pieces if piece)
+        stream.trailers = trailers
+
+    def grant(self, stream: Stream, size: int) -> None:
+        """Lets so many bytes more of a request come, than have been let until now."""
+        if size > 0 and not stream.asked and stream.number in self._streams:
+            stream.room += size
+            self._put(_WINDOW_UPDATE, 0, stream.number, _NUMBER.pack(size))
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream at once; its owner is told nothing more."""
+        if self._streams.pop(stream.number, None) is not None:
+            self._forget(stream)
+            self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(code))
+
+    def goodbye(self, code: int) -> None:
+        """Says that this end will close, and why."""
+        self._put(_GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(code))
+
+    def take(self) -> bytes:
+        """What to send next, a little more than CHUNK at most beside what control needs; empty when there is none."""
+        out, self._control = self._control, bytearray()
+        for _ in range(len(self._sending)):
+            if len(out) >= CHUNK:
+                break
+            stream = self._sending.popleft()
+            self._take_from(stream, out)
+            if stream.pending:
+                self._sending.append(stream)
+        return bytes(out)
+
+    def _take_from(self, stream: Stream, out: bytearray) -> None:
+        pending = stream.pending
+        while pending:
+            size = min(len(pending[0]), self._max_frame, CHUNK - len(out), self._window, stream.window)
+            if size <= 0:
+                return
+            piece = pending.popleft()
+            if size < len(piece):
+                pending.appendleft(piece[size:])
+            self._window -= size
+            stream.window -= size
+            _put_frame(out, _DATA, 0, stream.number, piece[:size])
+        if stream.trailers is not None:
+            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, stream.trailers)
+            self._close(stream)
+
+    def _close(self, stream: Stream) -> None:
+        """The response is whole; what is left of the request is not wanted (section 8.1)."""
+        del self._streams[stream.number]
+        if not stream.asked:
+            self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(NO_ERROR))
+        if stream.owner is not None:
+            stream.owner.sent()
+
+    def _put(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        _put_frame(self._control, kind, flags, number, payload)
+
+    def _forget(self, stream: Stream) -> None:
+        if stream.pending or stream.trailers is not None:
+            stream.pending.clear()
+            self._sending.remove(stream)
+
+    # --- in ---
+
+    def receive(self, data: memoryview) -> None:
+        """Takes what has come. Raises `Http2Error`."""
+        if self._preface:
+            size = min(len(self._preface), len(data))
+            if data[:size] != self._preface[:size]:
+                raise Http2Error("what came is not HTTP/2")
+            self._preface, data = self._preface[size:], data[size:]
+        if not self._rest:
+            self._rest += data[self._receive(data) :]
+            return
+        self._rest += data
+        with memoryview(self._rest) as whole:
+            taken = self._receive(whole)
+        del self._rest[:taken]
+
+    def close(self) -> None:
+        """The connection is gone."""
+        for stream in list(self._streams.values()):
+            self._lose(stream)
+
+    def _receive(self, view: memoryview) -> int:
+        at, most = 0, len(view)
+        try:
+            while most - at >= _FRAME.size:
+                high, low, kind, flags, number = _FRAME.unpack_from(view, at)
+                length = high << 8 | low
+                if length > _MAX_FRAME:
+                    raise Http2Error("a frame larger than was allowed", FRAME_SIZE_ERROR)
+                start = at + _FRAME.size
+                if most - start < length:
+                    break
+                at = start + length
+                self.frames += 1
+                with view[start:at] as payload:
+                    self._frame(kind, flags, number & _MAX_WINDOW, payload)
+        except struct.error:
+            raise Http2Error("a frame of a wrong size", FRAME_SIZE_ERROR) from None
+        return at
+
+    def _frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
+        if not self._greeted:
+            if kind != _SETTINGS or flags & _ACK:
+                raise Http2Error("a connection that does not begin with settings")
+            self._greeted = True
+        if self._block is not None and kind != _CONTINUATION:
+            raise Http2Error("a header block that is not continued")
+        if kind == _DATA:
+            self._on_data(flags, number, payload)
+        elif kind == _HEADERS:
+            with _unpadded(flags, payload) as whole, whole[5 if flags & _PRIORITIZED else 0 :] as block:
+                self._on_block(number, flags, flags, bytearray(block))
+        elif kind == _CONTINUATION:
+            if self._block is None or self._block[0] != number:
+                raise Http2Error("the continuation of nothing")
+            _, first_flags, begun = self._block
+            begun += payload
+            self._on_block(number, first_flags, flags, begun)
+        elif kind == _RST_STREAM:
+            self._on_reset(number, payload)
+        elif kind == _SETTINGS:
+            self._on_settings(flags, number, payload)
+        elif kind == _PING:
+            if len(payload) != 8 or number:
+                raise Http2Error("a ping that is none", FRAME_SIZE_ERROR)
+            if not flags & _ACK:
+                self._put(_PING, _ACK, 0, bytes(payload))
+        elif kind == _WINDOW_UPDATE:
+            self._on_window_update(number, _NUMBER.unpack(payload)[0] & _MAX_WINDOW)
+        elif kind == _PUSH_PROMISE:
+            raise Http2Error("a push from a client")
+        # What is left are priorities, goodbyes, and kinds that do not exist yet (section 5.5).
+
+    def _on_data(self, flags: int, number: int, payload: memoryview) -> None:
+        size = len(payload)  # padding counts, too
+        self._unreturned += size
+        if self._unreturned > _CONNECTION_WINDOW // 2:
+            self._put(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(self._unreturned))
+            self._unreturned = 0
+        stream = self._streams.get(number)
+        if stream is None:
+            self._check_begun(number)
+            return  # one that ended here meanwhile
+        if stream.asked:
+            raise Http2Error("more of a request that was complete")
+        stream.room -= size
+        if stream.room < 0:
+            raise Http2Error("more than a window has room for", FLOW_CONTROL_ERROR)
+        stream.asked = bool(flags & _END_STREAM)
+        if stream.owner is not None:
+            with _unpadded(flags, payload) as data:
+                stream.owner.data(data, stream.asked)
+
+    def _on_block(self, number: int, first_flags: int, flags: int, block: bytearray) -> None:
+        if len(block) > _MAX_HEADER_BYTES:
+            raise Http2Error("a header block that is too long", ENHANCE_YOUR_CALM)
+        if not flags & _END_HEADERS:
+            self._block = number, first_flags, block
+            return
+        self._block = None
+        headers = self._decoded(bytes(block))  # always: the table is the whole connection's
+        last = bool(first_flags & _END_STREAM)
+        stream = self._streams.get(number)
+        if stream is not None:
+            if stream.asked or not last:
+                raise Http2Error("headers in the middle of a request")
+            stream.asked = True
+            if stream.owner is not None:
+                stream.owner.data(memoryview(b""), True)
+        elif number > self._last and number % 2:
+            self._last = number
+            self._on_request(number, headers, last)
+        elif not number % 2:
+            raise Http2Error("a stream that no client can begin")
+
+    def _on_request(self, number: int, headers: list[Header], last: bool) -> None:
+        if len(self._streams) >= self._max_streams:
+            self._put(_RST_STREAM, 0, number, _NUMBER.pack(REFUSED_STREAM))
+            return
+        stream = self._streams[number] = Stream(number, self._initial_window)
+        stream.asked = last
+        owner = self._begin(stream, headers)
+        stream.owner = owner
+        if last and owner is not None and number in self._streams:
+            owner.data(memoryview(b""), True)
+
+    def _on_reset(self, number: int, payload: memoryview) -> None:
+        _NUMBER.unpack(payload)
+        if (stream := self._streams.get(number)) is not None:
+            self._lose(stream)
+        else:
+            self._check_begun(number)
+
+    def _on_settings(self, flags: int, number: int, payload: memoryview) -> None:
+        if number or (flags & _ACK and payload):
+            raise Http2Error("settings that are none", FRAME_SIZE_ERROR)
+        if flags & _ACK:
+            return
+        for setting, value in _SETTING.iter_unpack(payload):
+            if setting == _INITIAL_WINDOW_SIZE:
+                if value > _MAX_WINDOW:
+                    raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
+                for stream in self._streams.values():
+                    self._widen(stream, value - self._initial_window)
+                self._initial_window = value
+            elif setting == _MAX_FRAME_SIZE:
+                if not _DEFAULT_MAX_FRAME <= value <= _MOST_MAX_FRAME:
+                    raise Http2Error("frames of no possible size")
+                self._max_frame = value
+        self._put(_SETTINGS, _ACK, 0, b"")
+
+    def _on_window_update(self, number: int, size: int) -> None:
+        if not size:
+            raise Http2Error("a window that grows by nothing")
+        if not number:
+            self._window += size
+            if self._window > _MAX_WINDOW:
+                raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
+        elif (stream := self._streams.get(number)) is not None:
+            self._widen(stream, size)
+        else:
+            self._check_begun(number)
+
+    def _widen(self, stream: Stream, size: int) -> None:
+        stream.window += size
+        if stream.window > _MAX_WINDOW:
+            raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
+
+    def _check_begun(self, number: int) -> None:
+        if number > self._last or not number % 2:
+            raise Http2Error("a frame of a stream that was not begun")
+
+    def _lose(self, stream: Stream) -> None:
+        del self._streams[stream.number]
+        self._forget(stream)
+        if stream.owner is not None:
+            stream.owner.lost()
+
+    def _decoded(self, block: bytes) -> list[Header]:
+        # Our agent's blocks need no table, and so no decoder, whose tables take longer to import than a cell runs.
+        if (headers := _literals(block)) is not None:
+            return headers
+        import hpack
+
+        if self._decoder is None:
+            self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BYTES)
+        try:
+            return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except hpack.HPACKError:
+            raise Http2Error("a header block that is none, or too long", COMPRESSION_ERROR) from None
+
+
+_INDEXED = {0x83: (b":method", b"POST"), 0x86: (b":scheme", b"http")}  # of the static table, RFC 7541, appendix A
+
+
+def _literals(block: bytes) -> list[Header] | None:
+    """The headers of a block of plain literals that enter no table; None for any other."""
+    headers: list[Header] = []
+    at = 0
+    while at < len(block):
+        if (indexed := _INDEXED.get(block[at])) is not None:
+            headers.append(indexed)
+            at += 1
+            continue
+        texts: list[bytes] = []
+        if block[at]:
+            return None
+        at += 1
+        for _ in range(2):
+            length = block[at] if at < len(block) else 255
+            texts.append(block[at + 1 : at + 1 + length])
+            at += 1 + length
+            if length >= 127 or at > len(block):
+                return None
+        headers.append((texts[0], texts[1]))
+    return headers
+
+
+def _put_frame(out: bytearray, kind: int, flags: int, number: int, payload: bytes | memoryview) -> None:
+    out += _FRAME.pack(len(payload) >> 8, len(payload) & 255, kind, flags, number)
+    out += payload
+
+
+def _unpadded(flags: int, payload: memoryview) -> memoryview:
+    if not flags & _PADDED:
+        return payload[:]
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error("more padding than there are bytes")
+    return payload[1 : len(payload) - payload[0]]
