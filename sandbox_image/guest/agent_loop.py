@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import selectors
+import select
 import signal
 import socket
 import time
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 Callback = Callable[[], None]
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_NONE: dict[int, Callback] = {}
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class HasFileno(Protocol):
@@ -47,7 +48,8 @@ class Loop:
     """Runs callbacks until `stop`. What a callback raises comes out of `run`."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
+        self._watched: dict[int, dict[int, Callback]] = {}  # by descriptor, then by event
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._signals: dict[int, Callback] = {}
@@ -99,11 +101,12 @@ class Loop:
         """Runs until `stop`."""
         self._running = True
         while self._running:
-            for key, events in self._selector.select(self._until_next_timer()):
-                for event in (READ, WRITE):
-                    # An earlier callback of this turn may have taken this one away.
-                    if events & event and (callback := key.data.get(event)) is not None:
-                        callback()
+            for descriptor, events in self._poll.poll(self._until_next_timer()):
+                # An end, or an error, is told to both. An earlier callback of this turn may have taken one away.
+                if events & ~WRITE and (callback := self._watched.get(descriptor, _NONE).get(READ)) is not None:
+                    callback()
+                if events & ~READ and (callback := self._watched.get(descriptor, _NONE).get(WRITE)) is not None:
+                    callback()
             self._run_timers()
 
     def _until_next_timer(self) -> float | None:
@@ -120,20 +123,24 @@ class Loop:
             timer.run()
 
     def _watch(self, file: int | HasFileno, event: int, callback: Callback | None) -> None:
-        known = self._selector.get_map().get(file)
-        if known is None:
-            if callback is not None:
-                self._selector.register(file, event, {event: callback})
-            return
-        callbacks: dict[int, Callback] = known.data
+        descriptor = file if isinstance(file, int) else file.fileno()
+        callbacks = self._watched.get(descriptor, {})
+        before = sum(callbacks)
         if callback is not None:
             callbacks[event] = callback
         else:
             callbacks.pop(event, None)
-        if not callbacks:
-            self._selector.unregister(file)
-        elif (events := sum(callbacks)) != known.events:
-            self._selector.modify(file, events, callbacks)
+        after = sum(callbacks)
+        if after == before:
+            return
+        if not before:
+            self._watched[descriptor] = callbacks
+            self._poll.register(descriptor, after)
+        elif after:
+            self._poll.modify(descriptor, after)
+        else:
+            del self._watched[descriptor]
+            self._poll.unregister(descriptor)
 
     def _on_signals(self) -> None:
         assert self._woken is not None
