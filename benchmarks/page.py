@@ -17,7 +17,7 @@ def page(results: Mapping[Benchmark, Sequence[Row]], load: float, picture: bool)
         "Made by `make bench`: only the models are scripted, all else is real. Medians of the repetitions, with the "
         "smallest and the largest beside them, and the 99th percentile of a hundred or more. *Held against* is what "
         "the section's method names, measured in the same run: read the ratios, since the machine is small and not "
-        "idle.",
+        "idle. The process looks for garbage as seldom as `rlm` does, for all sides alike.",
         _machine(load),
     ]
     if picture:

@@ -8,7 +8,9 @@ def main() -> None:
     import sys
 
     from orchestrator.cli.command import rlm
+    from orchestrator.cli.garbage import collect_less_often
 
+    collect_less_often()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character must not cost the user an answer that was paid for.
         reconfigure = getattr(stream, "reconfigure", None)

@@ -99,6 +99,28 @@ class Retried:
         max_output_tokens: int | None = None,
         tally: RequestTally | None = None,
     ) -> Reply:
+        async def attempt() -> Reply:
+            return await self._chat.chat(messages, span, on_text, max_output_tokens=max_output_tokens, tally=tally)
+
+        try:
+            return await attempt()
+        except ModelFailed as error:
+            if self._max_attempts == 1 or not _is_retryable(error):
+                raise
+            failed = error
+        return await self._again(failed, attempt, span)
+
+    async def _again(self, failed: ModelFailed, attempt: Callable[[], Awaitable[Reply]], span: Span) -> Reply:
+        """After a first attempt that failed. The machinery of a retry costs as much as a quarter of a call."""
+        first: ModelFailed | None = failed
+
+        async def next_attempt() -> Reply:
+            nonlocal first
+            if first is not None:
+                error, first = first, None
+                raise error
+            return await attempt()
+
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             return self._backoff.wait_s(state.attempt_number, error, self._draw)
@@ -117,14 +139,9 @@ class Retried:
             reraise=True,
         )
         try:
-            return await attempts(
-                self._chat.chat, messages, span, on_text, max_output_tokens=max_output_tokens, tally=tally
-            )
+            return await attempts(next_attempt)
         except ModelFailed as error:
-            made = int(attempts.statistics.get("attempt_number", 1))
-            if made == 1:
-                raise
-            raise _after(error, made) from None
+            raise _after(error, int(attempts.statistics.get("attempt_number", 1))) from None
 
 
 def _after(error: ModelFailed, attempts: int) -> ModelFailed:
