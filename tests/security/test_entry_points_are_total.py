@@ -113,8 +113,8 @@ def read_guests_http2(data: bytes, cut: int = 11) -> None:
             with memoryview(data)[start : start + cut] as piece:
                 connection.receive(piece)
             assert len(connection.take()) <= 200_000
-    except http2.Http2Error as error:
-        assert 0 < error.code < 16
+    except http2.Http2Error:
+        pass
     connection.close()
 
 
