@@ -1,6 +1,6 @@
 """gRPC over HTTP/2, the server's side: calls of one message that are answered with one, and one stream of messages.
 
-The wire is that of the gRPC project ("gRPC over HTTP2"). Why not its own server: docs/decisions/0018. One call costs
+The wire is that of the gRPC project ("gRPC over HTTP2"). Why not its own server: docs/decisions/0023. One call costs
 no task and no turn of the event loop here; what is kept of a message before somebody reads it is a window's worth.
 """
 
