@@ -63,7 +63,7 @@ class Interrupts:
         if threading.get_ident() != self._main:
             block(*arguments)
             return
-        # A handler runs where Python calls something: none can raise between a change of the count and this block's edge.
+        # Python runs handlers at calls: none can raise between a change of the count and the edge of this block.
         self._shields -= 1
         try:
             if self._held and not self._shields:

@@ -4,9 +4,9 @@ A thread that waits while nobody reads takes the lead: it reads, and finishes th
 come. The others follow: each sleeps on a lock of its own, until its wait is finished or the lead is free.
 
 No wake-up is lost, since one rule holds: when nobody leads while somebody follows, a thread is awake on its way to take
-the lead. The lead is left in one place, `_leave`, which wakes a follower; a follower that was woken and gives up, as an
-interrupt makes it, goes through the same place and wakes the next. All of it changes under one lock, in which nothing
-is allocated that could start the garbage collector and with it code of the cell.
+the lead. Whoever ends a wait, for whatever reason, goes through `_leave`, which wakes a follower when nobody leads: a
+leader, and also a follower that was woken to lead and gives up, as an interrupt makes it. Who sleeps is decided under one
+lock, in which nothing is allocated that could start the garbage collector and with it code of the cell.
 
 A leader that is blocked in a read is not woken when somebody else finishes its wait, as the end of a cell does: it
 serves the others until the next frame, and then leaves. That frame comes: the agent answers every ask, at the latest
@@ -67,6 +67,9 @@ class Readers:
                         while not waiter.done:
                             self._read()
             finally:
+                # Before any call, in which a signal handler of the code could raise: the lead would stay taken.
+                if self._leader is waiter:
+                    self._leader = None
                 self._leave(waiter)
 
     def finish(self, waiter: Waiter) -> None:
@@ -94,8 +97,6 @@ class Readers:
 
     def _leave(self, waiter: Waiter) -> None:
         with self._lock:
-            if self._leader is waiter:
-                self._leader = None
             if waiter in self._followers:
                 self._followers.remove(waiter)
             if self._leader is None and self._followers:

@@ -202,6 +202,17 @@ async def test_the_guest_ends_with_its_stream_and_leaves_no_process() -> None:
         await gone(worker)
 
 
+async def test_a_worker_that_spins_ends_with_an_agent_that_was_killed() -> None:
+    async with guest_host() as host:
+        await host.open()
+        worker = int((await host.run("import os; os.getpid()")).stdout)
+        host.start("os.write(1, b'.')\nwhile True: pass")
+        await host.receive()
+        assert host.agent is not None
+        host.agent.kill()
+        await gone(worker)
+
+
 async def test_the_guest_ends_when_its_lifetime_is_over() -> None:
     async with guest_host(RLM_MAX_LIFETIME_S="1") as host:
         await host.open()
