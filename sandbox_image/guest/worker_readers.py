@@ -4,9 +4,9 @@ A thread that waits while nobody reads takes the lead: it reads, and finishes th
 come. The others follow: each sleeps on a lock of its own, until its wait is finished or the lead is free.
 
 No wake-up is lost, since one rule holds: when nobody leads while somebody follows, a thread is awake on its way to take
-the lead. Whoever ends a wait, for whatever reason, goes through `_leave`, which wakes a follower when nobody leads: a
-leader, and also a follower that was woken to lead and gives up, as an interrupt makes it. Who sleeps is decided under one
-lock, in which nothing is allocated that could start the garbage collector and with it code of the cell.
+the lead. Whoever ends a wait goes through `_leave`, which wakes a follower when nobody leads: a leader, and also a
+follower that was woken to lead and gives up, as an interrupt makes it. Who sleeps is decided under one lock, in which
+nothing is allocated that could start the garbage collector, and with it code of the cell.
 
 A leader that is blocked in a read is not woken when somebody else finishes its wait, as the end of a cell does: it
 serves the others until the next frame, and then leaves. That frame comes: the agent answers every ask, at the latest
