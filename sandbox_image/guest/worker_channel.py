@@ -116,15 +116,17 @@ class Channel:
         if not unread[-1]:
             raise EOFError
         size = sum(map(len, unread))
-        if len(unread) > 1 and size >= HEADER.size and len(unread[0]) < HEADER.size:
-            unread = self._unread = [b"".join(unread)]
         if size < HEADER.size:
             return HEADER.size - size
+        if len(unread[0]) < HEADER.size:
+            unread = self._unread = [b"".join(unread)]
         head, data = lengths(unread[0])
         end = HEADER.size + head + data
         if size < end:
             return end - size
-        whole = unread[0] if len(unread) == 1 else b"".join(unread)
+        if len(unread) > 1:
+            unread = self._unread = [b"".join(unread)]  # the pieces go now: a frame may be large
+        whole = unread[0]
         self._do(parse(whole[HEADER.size : HEADER.size + head]), whole[HEADER.size + head : end])
         self._unread = [whole[end:]] if size > end else []
         return 0
