@@ -151,7 +151,7 @@ class Cells:
         self._send(pb.AttachRequest(cell_ended=ended))
 
     def _interrupt(self) -> None:
-        self._worker.link.send({"op": "interrupt", "cell": self._last_cell})
+        self._worker.interrupt()
         # Threads of the cell that wait for answers must not keep it from stopping.
         self._refuse_all()
         self._on_asks_changed(0)

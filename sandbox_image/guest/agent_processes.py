@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 from agent_settings import Settings
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 EXIT_CUT_OFF = 97  # as in worker_channel: the worker cannot reach the agent any more
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def harden() -> None:
@@ -25,11 +28,10 @@ def harden() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
     # As process 1 it inherits orphans anyway; elsewhere it must ask for them, or they would escape it.
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
@@ -63,6 +65,8 @@ class WorkerProcess(NamedTuple):
                 start_new_session=True,
                 cwd="/",
                 env=_worker_environment(settings, environment),
+                # With process 1 everything ends; elsewhere a worker that computes would not see that its agent is gone.
+                preexec_fn=None if os.getpid() == 1 else _die_with_parent,
             )
         except OSError:
             ours.close()
@@ -78,11 +82,23 @@ class WorkerProcess(NamedTuple):
             os.set_blocking(descriptor, False)
         return cls(process.pid, ours, stdout, stderr)
 
+    def interrupt(self) -> None:
+        """Sends SIGINT to the main thread, and to no other, nor to what the code has started.
+
+        The thread it is that has to leave a call that blocks. The kernel would also choose the main thread for a signal
+        to the process, but not where that one has a signal pending already (see complete_signal() in kernel/signal.c).
+        """
+        _libc.tgkill(self.pid, self.pid, signal.SIGINT)  # one that has just ended is no matter: it is reaped here
+
     def close(self) -> None:
         """Closes the agent's ends."""
         self.control.close()
         os.close(self.stdout)
         os.close(self.stderr)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _worker_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ class Worker:
         self._process = process
         self._owner = owner
         self._timer: Timer | None = None
+        self._listens = False  # it has said something, so it handles SIGINT
         self.times = ProcessorTimes(process.pid)
         self.link = Link(loop, process.control, self)
         self.stdout = Capture(loop, process.stdout, stdout)
@@ -43,6 +44,11 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def interrupt(self) -> None:
+        """Interrupts the cell that runs. Lost on a worker that is only starting: SIGINT would be its death."""
+        if self._listens:
+            self._process.interrupt()
 
     def kill(self, cause: str) -> None:
         """Kills it and everything that it has started; the first cause counts."""
@@ -59,6 +65,7 @@ class Worker:
         self._process.close()
 
     def on_message(self, message: Message, data: bytes) -> None:
+        self._listens = True
         self._owner.on_worker_message(message, data)
 
     def on_broken(self, reason: str, ended: bool) -> None:

@@ -57,7 +57,7 @@ def parse(head: bytes | bytearray) -> Message:
         FrameError: it is not JSON, not an object, or has no `op`.
     """
     try:
-        message = json.loads(head)
+        message = json.loads(head.decode())  # told which encoding it is, it need not guess
     except (ValueError, RecursionError) as error:
         raise FrameError(f"not JSON: {type(error).__name__}") from None
     if type(message) is not dict or type(message.get("op")) is not str:

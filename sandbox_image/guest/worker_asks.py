@@ -13,6 +13,7 @@ from typing import NamedTuple
 from guest_frames import Message, split
 from worker_channel import Channel
 from worker_interrupts import Interrupts
+from worker_readers import BackgroundReader, Waiter
 
 # gRPC drops calls past some thousands that are pending on a server: what is more than this waits here.
 MAX_IN_FLIGHT = 64
@@ -47,7 +48,7 @@ ENDED = Refused("ended", "the cell that asked has ended, or was interrupted")
 
 
 class Ask:
-    """One batch of questions. `on_reply` is called once, from any thread, and must not block."""
+    """One batch of questions. `on_reply` is called from any thread and must not block; only its first call counts."""
 
     def __init__(
         self,
@@ -57,12 +58,15 @@ class Ask:
         *,
         stop_at_failure: bool,
         recursive: bool | None,
+        awaited: bool = False,
     ) -> None:
+        """`awaited`: no thread waits for the reply, so one has to read in its place."""
         self.questions = questions
         self.max_concurrent = max_concurrent
         self.on_reply = on_reply
         self.stop_at_failure = stop_at_failure
         self.recursive = recursive
+        self.awaited = awaited
         self.number = 0
 
     @property
@@ -81,6 +85,7 @@ class Asks:
         self._in_flight: dict[int, Ask] = {}
         self._bytes = 0
         self._number = 0
+        self._background = BackgroundReader(channel.readers)
 
     @property
     def process(self) -> int:
@@ -88,11 +93,25 @@ class Asks:
         return self._channel.process
 
     def start(self, ask: Ask) -> None:
-        """Sends the questions, now or when others have been answered."""
+        """Sends the questions, now or when others have been answered.
+
+        Raises:
+            RuntimeError: the ask is awaited, and no thread can be started to read.
+        """
         with self._interrupts:
             with self._lock:
+                if ask.awaited:
+                    self._background.begin()  # to the end of the cell: to stop and go costs more than a hand-over
                 self._waiting.append(ask)
             self._send_what_fits()
+
+    def wait(self, waiter: Waiter) -> None:
+        """Returns when the waiter is finished; this thread may read meanwhile. Raises KeyboardInterrupt."""
+        self._channel.readers.wait(waiter)
+
+    def finish(self, waiter: Waiter) -> None:
+        """Ends a wait."""
+        self._channel.readers.finish(waiter)
 
     def cancel(self, ask: Ask) -> None:
         """Nobody waits for this any more: the host is told, so that nobody pays for it."""
@@ -101,7 +120,7 @@ class Asks:
                 if ask in self._waiting:
                     self._waiting.remove(ask)
                     return
-                if self._take(ask.number) is None:
+                if not self._take(ask):
                     return
             self._channel.send({"op": "cancel", "id": ask.number})
             self._send_what_fits()
@@ -113,13 +132,13 @@ class Asks:
             self._in_flight.clear()
             self._waiting.clear()
             self._bytes = 0
+            self._background.end()
         for ask in asks:
             ask.on_reply(ENDED)
 
     def take_reply(self, message: Message, data: bytes) -> None:
-        """An answer from the agent, on the reader thread."""
-        with self._lock:
-            ask = self._take(message["id"])
+        """An answer from the agent, on the thread that reads. One that was broken off may come again."""
+        ask = self._in_flight.get(message["id"])
         if ask is None:
             return
         if "refused" in message:
@@ -133,13 +152,16 @@ class Asks:
                     [(reason, text.decode("utf-8", "replace")) for reason, text in zip(reasons, texts, strict=True)]
                 )
             )
+        # Last, so that the reply is still expected when this has to be done again.
+        with self._lock:
+            self._take(ask)
         self._send_what_fits()
 
-    def _take(self, number: int) -> Ask | None:
-        ask = self._in_flight.pop(number, None)
-        if ask is not None:
-            self._bytes -= ask.size
-        return ask
+    def _take(self, ask: Ask) -> bool:
+        if self._in_flight.pop(ask.number, None) is None:
+            return False
+        self._bytes -= ask.size
+        return True
 
     def _send_what_fits(self) -> None:
         while True:

@@ -90,6 +90,7 @@ class Cells:
             finally:
                 self._interrupts.disarm()
         except BaseException as raised:  # an interrupt that came while the error was described
+            self._interrupts.disarm()  # which it may have kept from being done
             raised.__context__ = None  # which is that error: it may hang again
             error = _described_once_more(raised)
         if error is not None and self._interrupts.requested:

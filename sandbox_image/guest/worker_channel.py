@@ -1,22 +1,27 @@
 """The worker's end of the control socket.
 
-Only the reader thread reads and every send is shielded, so a KeyboardInterrupt can never tear a frame.
+Whoever waits reads (`worker_readers`). What is read is kept by the same call into C that reads it, and let go only when
+it has been dealt with, so whatever breaks a wait off, a KeyboardInterrupt or what a signal handler of the code raises,
+no frame is torn or lost: the next who waits goes on where this one was. Every send is shielded.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import queue
 import resource
 import socket
 import threading
-from typing import NamedTuple, Protocol
+from collections import deque
+from typing import NamedTuple, NoReturn, Protocol
 
 from guest_frames import HEADER, FrameError, Message, encode, lengths, parse
 from worker_interrupts import Interrupts
+from worker_readers import Readers, Waiter
 
 EXIT_CUT_OFF = 97  # the code has closed the control socket, or the agent is gone
+READ_BYTES = 1 << 14  # at a time, and more of a frame that announces more
+MAX_READ_BYTES = 1 << 18
 
 
 class Command(NamedTuple):
@@ -27,14 +32,17 @@ class Command(NamedTuple):
 
 
 class Replies(Protocol):
-    """Takes the answers to questions, on the reader thread."""
+    """Takes the answers to questions, on the thread that reads."""
 
     def take_reply(self, message: Message, data: bytes) -> None:
-        """`message` has an `id`, and either `slots` or `refused`."""
+        """`message` has an `id`, and either `slots` or `refused`. One that was broken off comes again."""
 
 
 class Channel:
-    """Commands come out of `commands`; `send` may be called from any thread of this process."""
+    """Commands come out of `next_command`, on the main thread; the rest may be called from any thread of this process.
+
+    The process ends when the agent closes its end, as soon as somebody reads.
+    """
 
     def __init__(self, descriptor: int, interrupts: Interrupts) -> None:
         """Takes over the descriptor and moves it out of the way of code that closes low numbers."""
@@ -44,13 +52,26 @@ class Channel:
         self._socket = socket.socket(fileno=high)
         self._interrupts = interrupts
         self._sending = threading.Lock()
-        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._unread: list[bytes] = []  # in the order in which it came
+        self._commands: deque[Command] = deque()
+        self._listener = Waiter()  # the main thread, for a command
+        self._replies: Replies | None = None
+        self.readers = Readers(self._read, interrupts)
         self.process = os.getpid()
         os.register_at_fork(after_in_child=self._socket.close)
 
     def start(self, replies: Replies) -> None:
-        """Starts the reader thread. The process ends when the agent closes its end."""
-        threading.Thread(target=self._read, args=(replies,), name="rlm-control", daemon=True).start()
+        """Says who takes the answers; before anybody waits."""
+        self._replies = replies
+
+    def next_command(self) -> Command:
+        """Waits for what to do next."""
+        while True:
+            listener = self._listener = Waiter()
+            # What has come by now is seen here, and what comes later finishes this listener.
+            if self._commands:
+                return self._commands.popleft()
+            self.readers.wait(listener)
 
     def send(self, message: Message, *data: bytes) -> None:
         """Sends one frame, whole.
@@ -62,29 +83,71 @@ class Channel:
         with self._interrupts, self._sending:
             self._socket.sendall(frame)
 
-    def _read(self, replies: Replies) -> None:
+    def _read(self) -> None:
+        """Reads one frame and does what it says. Only who leads may call this."""
         try:
-            while True:
-                head, data = lengths(self._exactly(HEADER.size))
-                message = parse(self._exactly(head))
-                raw = bytes(self._exactly(data)) if data else b""
-                match message["op"]:
-                    case "reply":
-                        replies.take_reply(message, raw)
-                    case "interrupt":
-                        self._interrupts.request(message["cell"])
-                    case _:
-                        self.commands.put(Command(message, raw))
-        except (OSError, EOFError, FrameError, KeyError):
-            # Without an agent there is nobody to work for, and a worker that cannot hear must not stay.
-            os._exit(EXIT_CUT_OFF)
+            missing = self._take_frame()
+            while missing:
+                self._receive(missing)
+                missing = self._take_frame()
+        except (FrameError, EOFError, KeyError):
+            _cut_off()
 
-    def _exactly(self, count: int) -> bytearray:
-        buffer = bytearray(count)
-        view = memoryview(buffer)
-        while view:
-            received = self._socket.recv_into(view)
-            if not received:
-                raise EOFError
-            view = view[received:]
-        return buffer
+    def _receive(self, missing: int) -> None:
+        size = min(max(missing, READ_BYTES), MAX_READ_BYTES)
+        try:
+            # Both in one call: between a `recv` and its own line, a signal handler could raise, and lose the bytes.
+            self._interrupts.let_through(self._unread.extend, map(self._socket.recv, (size,)))
+        except OSError:
+            if self._is_cut_off():
+                _cut_off()
+            raise  # a signal handler's own: TimeoutError is one, too
+
+    def _take_frame(self) -> int:
+        """Does what the first unread frame says; returns 0, or how many bytes are missing for it.
+
+        Raises:
+            EOFError: the agent is gone.
+            FrameError: this is no frame.
+        """
+        unread = self._unread
+        if not unread:
+            return HEADER.size
+        if not unread[-1]:
+            raise EOFError
+        size = sum(map(len, unread))
+        if size < HEADER.size:
+            return HEADER.size - size
+        if len(unread[0]) < HEADER.size:
+            unread = self._unread = [b"".join(unread)]
+        head, data = lengths(unread[0])
+        end = HEADER.size + head + data
+        if size < end:
+            return end - size
+        if len(unread) > 1:
+            unread = self._unread = [b"".join(unread)]  # the pieces go now: a frame may be large
+        whole = unread[0]
+        self._do(parse(whole[HEADER.size : HEADER.size + head]), whole[HEADER.size + head : end])
+        self._unread = [whole[end:]] if size > end else []
+        return 0
+
+    def _do(self, message: Message, data: bytes) -> None:
+        if message["op"] == "reply":
+            assert self._replies is not None
+            self._replies.take_reply(message, data)
+        else:
+            self._commands.append(Command(message, data))
+            self.readers.finish(self._listener)
+
+    def _is_cut_off(self) -> bool:
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+def _cut_off() -> NoReturn:
+    """Without an agent there is nobody to work for, and a worker that cannot hear must not stay."""
+    os._exit(EXIT_CUT_OFF)

@@ -121,9 +121,12 @@ def variables(namespace: dict[str, Any], hidden: dict[str, Any]) -> list[tuple[s
     """
     found: list[tuple[str, str, str]] = []
     nothing = object()
-    for name, value in reversed(list(namespace.items())):
-        if type(name) is not str or hidden.get(name, nothing) is value:
-            continue
+    visible = [
+        (name, value)
+        for name, value in list(namespace.items())  # at once: threads may change it
+        if type(name) is str and hidden.get(name, nothing) is not value
+    ]
+    for name, value in reversed(visible):
         if issubclass(type(value), ModuleType):  # isinstance would ask the value's own __class__
             continue
         if name.startswith("_") or not name.isidentifier() or len(name) > 100:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker_asks import Ask, Asks, Question, Reply
+from worker_readers import Waiter
 from worker_subcalls import (
     SubcallError,
     SubcallFailed,
@@ -129,17 +129,16 @@ def _ask_now(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
         return []
     distinct = list(dict.fromkeys(asked))
     box: list[Reply] = []
-    done = threading.Lock()
-    done.acquire()
+    waiter = Waiter()
 
     def take(reply: Reply) -> None:
         box.append(reply)
-        done.release()
+        asks.finish(waiter)
 
     ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive)
     try:
         asks.start(ask)
-        done.acquire()
+        asks.wait(waiter)
     except BaseException:
         asks.cancel(ask)
         raise
@@ -162,7 +161,7 @@ async def _ask_awaiting(asks: Asks, asked: list[Question], manner: _Manner) -> l
         except RuntimeError:
             pass  # the code has closed its event loop: nobody waits
 
-    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive)
+    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive, awaited=True)
     try:
         asks.start(ask)
         reply = await future

@@ -25,9 +25,9 @@ class Session:
         self._queries = False  # whether there are functions to ask with
 
     def serve(self) -> None:
-        """Never returns: the reader thread ends the process."""
+        """Never returns: the channel ends the process."""
         while True:
-            command = self._channel.commands.get()
+            command = self._channel.next_command()
             match command.message["op"]:
                 case "open":
                     self._open(command.message)

@@ -43,6 +43,8 @@ async def test_a_spinning_cell_is_interrupted_at_its_limit_and_keeps_its_state(h
         "import time\ntime.sleep(1000)",
         "import subprocess\nsubprocess.run(['sleep', '1000'])",
         "import threading\nthreading.Event().wait()",
+        "7 ** 60_000_000",  # in C, which holds the interpreter but looks for signals
+        "import re\nre.match('(a*)*b', 'a' * 60)",
         "import asyncio\nawait asyncio.sleep(1000)",
         "import asyncio\nasyncio.run(asyncio.sleep(1000))",
         "llm_query('never answered')",
@@ -67,7 +69,7 @@ async def test_an_interrupt_stops_what_waits_or_spins_and_keeps_state(host: Gues
     [
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
         "import time\nwhile True:\n    try: time.sleep(1000)\n    except BaseException: pass",
-        "x = 7 ** 60_000_000",
+        "x = sum(range(10 ** 15))",  # in C, which looks for no signal
     ],
 )
 @pytest.mark.parametrize("cause", ["TIMED_OUT", "INTERRUPTED"])
@@ -197,6 +199,17 @@ async def test_the_guest_ends_with_its_stream_and_leaves_no_process() -> None:
         assert host.agent is not None
         assert await host.agent.wait() == 0
         await gone(child)
+        await gone(worker)
+
+
+async def test_a_worker_that_spins_ends_with_an_agent_that_was_killed() -> None:
+    async with guest_host() as host:
+        await host.open()
+        worker = int((await host.run("import os; os.getpid()")).stdout)
+        host.start("os.write(1, b'.')\nwhile True: pass")
+        await host.receive()
+        assert host.agent is not None
+        host.agent.kill()
         await gone(worker)
 
 

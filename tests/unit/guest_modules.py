@@ -32,6 +32,13 @@ import worker_tracebacks as worker_tracebacks
 Answer = Callable[[list[tuple[str, str, bytes]]], list[tuple[str, str]]]
 
 
+def reply_frame(ask: dict[str, Any], *outcomes: tuple[str, str]) -> bytes:
+    """The frame that answers an ask: a reason and a text for each of its questions."""
+    slots = [(reason, text.encode()) for reason, text in outcomes]
+    reply = {"op": "reply", "id": ask["id"], "slots": [[reason, len(text)] for reason, text in slots]}
+    return guest_frames.encode(reply, *(text for _, text in slots))
+
+
 @dataclass
 class Report:
     """How a cell ended, and what it wrote."""
@@ -77,7 +84,7 @@ class DrivenWorker:
             if message["op"] == "ask":
                 self._answer(message, data, answer or (lambda asked: [("", prompt) for prompt, _, _ in asked]))
             elif message["op"] == "ended":
-                return self._report(message, data)
+                return self.report(message, data)
 
     def start(self, code: str) -> int:
         """Sends a cell and returns its number."""
@@ -85,9 +92,17 @@ class DrivenWorker:
         self.send({"op": "cell", "cell": self._cell}, code.encode())
         return self._cell
 
+    def interrupt(self) -> None:
+        """Interrupts the cell that runs, or hits nothing."""
+        self._process.interrupt()
+
     def send(self, message: dict[str, Any], *data: bytes) -> None:
         """Sends one frame."""
         self._process.control.sendall(guest_frames.encode(message, *data))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Sends a frame, a part of one or several."""
+        self._process.control.sendall(data)
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
         """The worker's next frame."""
@@ -103,11 +118,10 @@ class DrivenWorker:
         kinds = [kind for _, kind, _ in message["questions"]]
         asked = [(pieces[2 * n].decode(), kind, pieces[2 * n + 1]) for n, kind in enumerate(kinds)]
         self.asked.append(asked)
-        slots = [(reason, text.encode()) for reason, text in answer(asked)]
-        reply = {"op": "reply", "id": message["id"], "slots": [[reason, len(text)] for reason, text in slots]}
-        self.send(reply, *(text for _, text in slots))
+        self.send_bytes(reply_frame(message, *answer(asked)))
 
-    def _report(self, message: dict[str, Any], data: bytes) -> Report:
+    def report(self, message: dict[str, Any], data: bytes) -> Report:
+        """Reads the message of a cell's end."""
         report = Report(status=message["status"])
         error, final = message["error"], message["final"]
         texts = [t.decode() for t in guest_frames.split(data, [*(error or ()), *([final[0]] if final else ())])]
