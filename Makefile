@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml .ci/setup sandbox_image/pip_settings.sh protos/buil
 protos: $(GENERATED) ## generate Python code from protos/
 	@echo 'protos: orchestrator/protocol is up to date'
 
-$(GENERATED): $(PROTOS) protos/generate.py | $(INSTALLED)
+$(GENERATED): $(PROTOS) $(wildcard protos/*.py) | $(INSTALLED)
 	@$(STEP) 'protos: generate code' $(BIN)/python protos/generate.py
 	@touch $@
 

@@ -1,9 +1,9 @@
 """Generates Python code and type stubs from the protos beside this file, into the tree that holds it.
 
-Two packages come out of it, both ignored by git:
+Two folders come out of it, both ignored by git:
 
 * ``orchestrator/protocol/``: every proto, importable as ``orchestrator.protocol.rlm.v1.run_pb2`` and so on;
-* ``sandbox_image/generated/``: the guest's protos only, importable as ``rlm.guest.v1.guest_pb2`` by a
+* ``sandbox_image/generated/``: the guest's messages only, without protobuf, importable as ``guest_messages`` by a
   program that has that folder on its path, as the guest has.
 
 Needs ``grpcio-tools``, ``mypy-protobuf`` and ``googleapis-common-protos``. Nothing is written when nothing
@@ -33,7 +33,7 @@ class GenerationFailed(Exception):
 
 
 def main() -> int:
-    """Generates both packages below the root of the tree; returns the exit status."""
+    """Generates both folders below the root of the tree; returns the exit status."""
     try:
         generate(ROOT)
     except GenerationFailed as error:
@@ -43,41 +43,59 @@ def main() -> int:
 
 
 def generate(root: Path) -> None:
-    """Brings both packages below ``root`` up to date with the protos.
+    """Brings both folders below ``root`` up to date with the protos.
 
     Raises:
-        GenerationFailed: a generator is not installed, or protoc rejected a proto (its words are on stderr).
+        GenerationFailed: a generator is not installed, protoc rejected a proto (its words are on stderr), or the
+            guest's proto uses what its messages do not have.
     """
     protos = sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.glob("rlm/**/*.proto"))
     guest_protos = [proto for proto in protos if proto.startswith("rlm/guest/")]
     with tempfile.TemporaryDirectory(prefix="rlm-protos-") as scratch:
         host, guest = Path(scratch, "host"), Path(scratch, "guest")
-        _protoc(protos, host, services=True)
+        _write_python(protos, host)
         _move_imports(host, HOST_PACKAGE)
         _add_package_markers(host)
-        _protoc(guest_protos, guest, services=False)  # the agent has a client of its own
-        _add_package_markers(guest)
-        (guest / "__init__.py").unlink()  # a search path, not a package
+        _write_guest_messages(guest_protos, guest)
         _mirror(host, root / Path(*HOST_PACKAGE.split(".")))
         _mirror(guest, root / "sandbox_image" / "generated")
 
 
-def _protoc(protos: list[str], out: Path, *, services: bool) -> None:
+def _write_python(protos: list[str], out: Path) -> None:
     out.mkdir(parents=True)
-    if not protos:
-        return
     # The plugins live beside the interpreter, which need not be on PATH (isolated build, inactive venv).
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{_googleapis()}"]
+    options = []
     for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc"):
         found = shutil.which(plugin, path=search_path)
         if found is None:
             raise GenerationFailed(f"{plugin} is not installed. Install mypy-protobuf, or run: make setup")
-        command.append(f"--plugin={plugin}={found}")
-    outputs = [f"--python_out={out}", f"--mypy_out=quiet:{out}"]
-    if services:
-        outputs += [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
-    finished = subprocess.run([*command, *outputs, *protos], check=False)
+        options.append(f"--plugin={plugin}={found}")
+    options += [f"--python_out={out}", f"--mypy_out=quiet:{out}"]
+    options += [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
+    _protoc(protos, options)
+
+
+def _write_guest_messages(protos: list[str], out: Path) -> None:
+    out.mkdir(parents=True)
+    try:
+        from google.protobuf.descriptor_pb2 import FileDescriptorSet
+        from guest_codec import UnsupportedProto, module_of
+    except ModuleNotFoundError as error:
+        raise GenerationFailed(f"{error.name} is not installed. Install protobuf, or run: make setup") from None
+    with tempfile.NamedTemporaryFile() as descriptors:
+        _protoc(protos, [f"--descriptor_set_out={descriptors.name}"])
+        files = FileDescriptorSet.FromString(Path(descriptors.name).read_bytes())
+    try:
+        source = module_of(files)
+    except UnsupportedProto as error:
+        raise GenerationFailed(str(error)) from None
+    (out / "guest_messages.py").write_text(source, encoding="utf-8")
+
+
+def _protoc(protos: list[str], options: list[str]) -> None:
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{_googleapis()}", *options, *protos]
+    finished = subprocess.run(command, check=False)
     if finished.returncode != 0:
         raise GenerationFailed(f"protoc ended with status {finished.returncode}; its reasons are above")
 

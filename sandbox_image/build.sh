@@ -59,7 +59,7 @@ find_programs() {
 # In an installed package the protocol code is there; in a clone it is generated, and may be older than the protos.
 update_protocol_code() {
   if [[ -f $here/../protos/generate.py ]]; then "$python" "$here/../protos/generate.py" || exit 1; fi
-  [[ -d $here/generated/rlm ]] || fail "$here/generated/rlm is missing: install the package again"
+  [[ -f $here/generated/guest_messages.py ]] || fail "$here/generated/guest_messages.py is missing: install the package again"
 }
 
 # The name of an image's content: everything that goes into it, with file names, and nothing else.
@@ -67,10 +67,10 @@ digest_inputs() {
   {
     printf '%s\n' "$variant" "$architecture" "$base_id"
     cd "$here"
-    sha256sum Dockerfile build.sh compile.sh requirements-agent.txt
+    sha256sum Dockerfile build.sh compile.sh
     if [[ $variant == full ]]; then sha256sum requirements-full.txt; fi
     if [[ -n $extra ]]; then sha256sum <"$extra"; fi
-    find guest generated/rlm -name '*.py' -print0 | sort -z | xargs -0 sha256sum
+    find guest generated/guest_messages.py -name '*.py' -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum | cut -d' ' -f1
 }
 
@@ -93,18 +93,16 @@ assemble_context() {
   mkdir -p "$context/agent" "$context/site"
   cp "$here/Dockerfile" "$here/compile.sh" "$context/"
   adopt_pip_settings "$python"
-  unpack "$context/agent" "$here/requirements-agent.txt" --require-hashes
   if [[ $variant == full ]]; then unpack "$context/site" "$here/requirements-full.txt" --require-hashes; fi
   if [[ -n $extra ]]; then
     # The constraints keep what the variant has; they name no hashes for what is new, so hashes cannot be demanded.
     unpack "$context/site" "$extra" --no-verify-hashes --constraints "$here/requirements-full.txt"
   fi
-  find "$here/guest" -maxdepth 1 -name '*.py' -exec cp {} "$context/agent/" \;
-  (cd "$here/generated" && find rlm -name '*.py' -exec cp --parents {} "$context/agent" \;)
+  cp "$here"/guest/*.py "$here/generated/guest_messages.py" "$context/agent/"
   find "$context" -name '__pycache__' -prune -exec rm -rf {} +
   # Test suites are a tenth of the bytes, and scripts and uv's lock are of use to an installer only.
-  find "$context/agent" "$context/site" -type d -name tests -prune -exec rm -rf {} +
-  rm -rf "$context"/{agent,site}/{bin,.lock,.gitignore}
+  find "$context/site" -type d -name tests -prune -exec rm -rf {} +
+  rm -rf "$context"/site/{bin,.lock,.gitignore}
   # The scripts named this host's interpreter: without them, and their digests, every host builds the same files.
   find "$context" -path '*.dist-info/RECORD' -exec sed -i -e '/^bin\//d' -e '/\/tests\//d' {} +
   chmod -R u=rwX,go=rX "$context"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements-{agent,full,orchestrator}.txt from their .in files (the last from pyproject.toml too): exact versions,
+# Writes requirements-{full,orchestrator}.txt from their .in files (the last from pyproject.toml too): exact versions,
 # hashes for every platform.
 # Usage: sandbox_image/lock.sh [--upgrade]        (normally through: make lock)
 set -euo pipefail
@@ -11,7 +11,7 @@ source pip_settings.sh
 PIP_FIND_LINKS='' PIP_EXTRA_INDEX_URL='' adopt_pip_settings "${PYTHON:-python3}"
 unset UV_INDEX UV_FIND_LINKS UV_INDEX_STRATEGY
 
-for name in agent full orchestrator; do
+for name in full orchestrator; do
   package=()
   if [[ $name == orchestrator ]]; then package=(--extra telemetry ../pyproject.toml); fi
   "${UV:-uv}" pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import guest_messages as pb
 from agent_grpc import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED, Call, OnEnd, OnMessage
-from google.protobuf.message import DecodeError
 from guest_frames import FrameError, Message, split
-from rlm.guest.v1 import guest_pb2 as pb
 
 MAX_IN_FLIGHT = 64
 MAX_BYTES_IN_FLIGHT = 68 << 20  # bytes: above one frame of the largest size
@@ -48,15 +46,12 @@ class Asks:
             # The worker keeps to less, so this is code in its place; and to read no more would be deaf to a cell's end.
             self._refuse(number, "invalid", "too many questions are in flight")
             return
-        request = _request(message["questions"], limit, data)
-        request.stop_at_failure = message["stop_at_failure"]
-        if message["recursive"] is not None:
-            request.recursive = message["recursive"]
+        request = _request(message, limit, data)
         asked, answers = len(request.questions), list[bytes]()
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)
         self._bytes += len(data)
-        call.send(request.SerializeToString(), last=True)
+        call.send(request.encode(), last=True)
         self._changed(len(self._calls))
 
     def refuse(self, number: object) -> None:
@@ -102,15 +97,17 @@ class Asks:
     def _answer(self, number: int, asked: int, answers: list[bytes]) -> None:
         try:
             (answer,) = answers
-            response = pb.AskResponse.FromString(answer)
-        except (ValueError, DecodeError):
+            response = pb.AskResponse.decode(answer)
+        except ValueError:
             self._refuse(number, "failed", "the host's answer cannot be read")
             return
         slots, texts = [], []
         for slot in response.slots:
-            failed = slot.WhichOneof("outcome") != "text"
-            text = (slot.failure.message if failed else slot.text).encode()
-            reason = _REASONS.get(slot.failure.reason, "unspecified") if failed else ""
+            if slot.text is not None:
+                reason, text = "", slot.text.encode()
+            else:
+                failure = slot.failure or pb.Failure()
+                reason, text = _REASONS.get(failure.reason, "unspecified"), failure.message.encode()
             slots.append([reason, len(text)])
             texts.append(text)
         if len(slots) != asked:
@@ -122,15 +119,16 @@ class Asks:
         self._reply({"op": "reply", "id": number, "refused": [kind, text]})
 
 
-def _request(questions: Any, limit: int, data: bytes) -> pb.AskRequest:
+def _request(message: Message, limit: int, data: bytes) -> pb.AskRequest:
+    questions, stop, recursive = message["questions"], message["stop_at_failure"], message["recursive"]
+    if type(stop) is not bool or (recursive is not None and type(recursive) is not bool):
+        raise FrameError("an ask with wishes that are no yes or no")
     if type(questions) is not list or not 1 <= len(questions) <= MAX_QUESTIONS:
         raise FrameError("an ask without questions, or with too many")
     pieces = iter(split(data, [size for prompt, _, context in questions for size in (prompt, context)]))
-    request = pb.AskRequest(max_concurrent=limit)
+    request = pb.AskRequest(max_concurrent=limit, stop_at_failure=stop, recursive=recursive)
     for _, kind, _ in questions:
         prompt, context = next(pieces), next(pieces)
-        question = request.questions.add(prompt=prompt.decode())
-        if kind:
-            question.context.kind = KINDS[kind]
-            question.context.data = context
+        attachment = pb.Attachment(kind=KINDS[kind], data=context) if kind else None
+        request.questions.append(pb.Question(prompt=prompt.decode(), context=attachment))
     return request

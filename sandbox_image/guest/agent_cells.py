@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import guest_messages as pb
 from agent_asks import KINDS, Asks, Begin
 from agent_clock import CellClock
 from agent_loop import Loop
@@ -15,7 +16,6 @@ from agent_processes import Death, OutOfMemory, WorkerProcess, death_of, reap
 from agent_settings import Settings
 from agent_worker import Worker, read_ended
 from guest_frames import FrameError, Message
-from rlm.guest.v1 import guest_pb2 as pb
 
 OUTPUT_CAP = 16 << 20  # bytes of a head or a tail, whatever the host asks for: all of it is in memory
 MAX_CONTEXTS = 1000
@@ -77,7 +77,7 @@ class Cells:
         if self._clock:
             raise Ended("Open came while a cell runs")
         contexts = []
-        if message.HasField("context"):
+        if message.context is not None:
             contexts.append(self._context(message.context))
         self._open = message
         self._opening = True
@@ -195,7 +195,7 @@ class Cells:
             self._loop, process, self, self._output(pb.OUTPUT_STREAM_STDOUT), self._output(pb.OUTPUT_STREAM_STDERR)
         )
 
-    def _output(self, stream: pb.OutputStream.ValueType) -> Send:
+    def _output(self, stream: int) -> Send:
         def send(offset: int, data: bytes) -> None:
             output = pb.Output(cell=self._last_cell, stream=stream, offset=offset, data=data)
             if self._ending is not None:

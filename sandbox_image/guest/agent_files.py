@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from rlm.guest.v1 import guest_pb2 as pb
+import guest_messages as pb
 
 FILE_CAP = 32 << 20  # bytes
 MAX_PATH = 1024  # bytes
@@ -34,7 +34,7 @@ _STATUSES = {
 
 
 class _Refused(Exception):
-    def __init__(self, status: pb.FileStatus.ValueType) -> None:
+    def __init__(self, status: int) -> None:
         self.status = status
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import socket
 import sys
 
+import guest_messages as pb
 from agent_cells import Cells, Ended
 from agent_files import read_file, write_file
 from agent_grpc import OK, Call, Channel, OnEnd, OnMessage, dial
 from agent_loop import Loop
 from agent_processes import WorkerProcess
 from agent_settings import Settings
-from google.protobuf.message import DecodeError
-from rlm.guest.v1 import guest_pb2 as pb
 
 PROTOCOL_VERSION = 3
 _PYTHON_VERSION = sys.version.split()[0]
-_SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
 
 
 def attach(settings: Settings, first: WorkerProcess) -> None:
@@ -36,7 +34,7 @@ class Session:
         self._settings = settings
         self._loop = loop = Loop()
         self._channel = Channel(loop, connected, self._broken)
-        self._stream = self._channel.call(f"/{_SERVICE}/Attach", self._received, self._ended)
+        self._stream = self._channel.call(pb.ATTACH_METHOD, self._received, self._ended)
         self._send(pb.AttachRequest(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, python_version=_PYTHON_VERSION)))
         self._cells = Cells(settings, loop, first, self._send, self._ask)
         loop.call_later(settings.attach_timeout_s, self._check_greeted)
@@ -49,29 +47,28 @@ class Session:
         self._loop.run()
 
     def _send(self, message: pb.AttachRequest) -> None:
-        self._stream.send(message.SerializeToString())
+        self._stream.send(message.encode())
 
     def _ask(self, on_message: OnMessage, on_end: OnEnd) -> Call:
-        return self._channel.call(f"/{_SERVICE}/Ask", on_message, on_end)
+        return self._channel.call(pb.ASK_METHOD, on_message, on_end)
 
     def _received(self, data: bytes) -> None:
         try:
-            message = pb.AttachResponse.FromString(data)
-        except DecodeError:
+            message = pb.AttachResponse.decode(data)
+        except pb.DecodeError:
             raise Ended("the host sent what is no message") from None
-        match message.WhichOneof("message"):
-            case "run_cell":
-                self._cells.run(message.run_cell)
-            case "open":
-                self._cells.open(message.open)
-            case "interrupt":
-                self._cells.interrupt(message.interrupt.cell)
-            case "write_file":
-                self._send(pb.AttachRequest(file_ended=write_file(self._settings.file_dir, message.write_file)))
-            case "read_file":
-                self._send(pb.AttachRequest(file_ended=read_file(self._settings.file_dir, message.read_file)))
-            case kind:
-                raise Ended(f"the host sent an unknown message ({kind})")
+        if message.run_cell is not None:
+            self._cells.run(message.run_cell)
+        elif message.open is not None:
+            self._cells.open(message.open)
+        elif message.interrupt is not None:
+            self._cells.interrupt(message.interrupt.cell)
+        elif message.write_file is not None:
+            self._send(pb.AttachRequest(file_ended=write_file(self._settings.file_dir, message.write_file)))
+        elif message.read_file is not None:
+            self._send(pb.AttachRequest(file_ended=read_file(self._settings.file_dir, message.read_file)))
+        else:
+            raise Ended("the host sent a message of no known kind")
 
     def _ended(self, status: int, details: str) -> None:
         if status != OK:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import guest_messages as pb
 from agent_link import Link
 from agent_loop import Loop, Timer
 from agent_output import Capture, Send
 from agent_processes import ProcessorTimes, WorkerProcess, kill_everything
 from guest_frames import FrameError, Message, split
-from rlm.guest.v1 import guest_pb2 as pb
 
 EOF_GRACE_S = 1.0  # until a worker that has closed its socket must have ended
 
@@ -87,16 +87,15 @@ def read_ended(message: Message, data: bytes) -> pb.CellEnded:
     sizes: list[int] = [*(error or ()), *([final[0]] if final else ())]
     texts = [text.decode() for text in split(data, sizes)]
     if error:
-        ended.error.type_name, ended.error.message, ended.error.traceback = texts[:3]
+        type_name, text, traceback = texts[:3]
+        ended.error = pb.CodeError(type_name=type_name, message=text, traceback=traceback)
     elif message["status"] != "ok":
         raise FrameError("a cell that failed without an error")
     if final:
         _, type_name, length = final
-        ended.final_answer.text = texts[-1]
-        ended.final_answer.type_name = _short(type_name)
-        ended.final_answer.length = _number(length)
+        ended.final_answer = pb.FinalAnswer(text=texts[-1], type_name=_short(type_name), length=_number(length))
     for name, type_name, size in message["variables"][:MAX_VARIABLES]:
-        ended.variables.add(name=_short(name), type_name=_short(type_name), size=_short(size))
+        ended.variables.append(pb.Variable(name=_short(name), type_name=_short(type_name), size=_short(size)))
     return ended
 
 
@@ -109,4 +108,5 @@ def _number(value: Any) -> int:
 def _short(value: Any) -> str:
     if type(value) is not str or len(value) > MAX_NAME:
         raise FrameError("not a short text")
+    value.encode()  # JSON can say a lone surrogate: that must be seen here, and not when the cell's end is sent
     return value

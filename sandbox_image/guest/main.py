@@ -5,18 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import ModuleType
 
 EXIT_ENDED, EXIT_FAILED, EXIT_USAGE, EXIT_TIME = 0, 1, 2, 3
-
-
-def leave_out_what_upb_replaces() -> None:
-    """protobuf imports its messages in Python beside those in C, which it then uses: a tenth of the agent's memory."""
-    from google.protobuf.internal import api_implementation
-
-    if api_implementation.Type() == "upb":
-        name = "google.protobuf.internal.python_message"
-        sys.modules[name] = ModuleType(name)
 
 
 def main() -> int:
@@ -39,7 +29,6 @@ def main() -> int:
     try:
         # The worker starts while the rest is imported.
         first = WorkerProcess.start(settings, os.environ)
-        leave_out_what_upb_replaces()
         from agent_cells import Ended
         from agent_session import attach
 

@@ -27,6 +27,7 @@ from orchestrator.server.tokens import Tokens
 from tests.security.test_readers_are_total import _mutated as mutated
 from tests.security.test_readers_are_total import edits
 from tests.unit.guest_modules import agent_grpc, agent_hpack, agent_http2
+from tests.unit.message_pairs import agree
 
 strict = settings(max_examples=300, deadline=None)
 
@@ -323,6 +324,36 @@ def test_what_an_agents_connection_gets_of_an_answer_that_someone_changed(
 ) -> None:
     read_http2(mutated(_ANSWER, edits), cut)
     read_hpack(mutated(b"\x88\x5f\x10application/grpc\x40\x0bgrpc-status\x010", edits))
+
+
+def read_messages(data: bytes) -> None:
+    """What the agent takes for the host's messages is what protobuf takes for the same ones."""
+    for kind in ("AttachResponse", "AskResponse"):
+        agree(kind, data)
+
+
+_HOSTS = st.sampled_from(
+    [
+        pb.AttachResponse(run_cell=pb.RunCell(cell=300, code="é = 1", time_limit_s=1.5, grace_s=2)),
+        pb.AttachResponse(
+            open=pb.Open(context=pb.Context(kind=pb.CONTEXT_KIND_TEXT, file_name="c"), queries_allowed=True)
+        ),
+        pb.AttachResponse(write_file=pb.WriteFile(number=1, path="a/b", data=b"\0\xff")),
+        pb.AskResponse(slots=[pb.Slot(text="a"), pb.Slot(failure=pb.Failure(reason=pb.FAILURE_REASON_MODEL))]),
+    ]
+).map(lambda message: message.SerializeToString())
+
+
+@given(st.binary(max_size=300))
+@strict
+def test_a_hosts_message_of_any_bytes(data: bytes) -> None:
+    read_messages(data)
+
+
+@given(_HOSTS, edits)
+@strict
+def test_a_hosts_message_that_someone_changed(data: bytes, edits: list[tuple[int, int, bytes]]) -> None:
+    read_messages(mutated(data, edits))
 
 
 def test_the_answer_that_is_changed_is_one_that_the_agent_takes() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "generated"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "guest"))
 
+import agent_asks as agent_asks
 import agent_clock as agent_clock
+import agent_files as agent_files
 import agent_grpc as agent_grpc
 import agent_hpack as agent_hpack
 import agent_http2 as agent_http2
@@ -22,6 +24,7 @@ import agent_processes as agent_processes
 import agent_settings as agent_settings
 import agent_worker as agent_worker
 import guest_frames as guest_frames
+import guest_messages as guest_messages
 import worker_contexts as worker_contexts
 import worker_describe as worker_describe
 import worker_queries as worker_queries

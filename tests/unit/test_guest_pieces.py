@@ -81,6 +81,8 @@ REPORT: dict[str, Any] = {"op": "ended", "cell": 1, "status": "ok", "error": Non
         {"variables": [["a", 3, ""]]},
         {"variables": 5},
         {"variables": [["x" * 401, "", ""]]},
+        {"variables": [["\ud800", "", ""]]},
+        {"final": [0, "\ud800", 0]},
     ],
 )
 def test_a_malformed_report_is_refused(change: dict[str, Any]) -> None:

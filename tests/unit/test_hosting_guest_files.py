@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "generated"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "sandbox_image" / "guest"))
+from tests.unit.guest_modules import agent_files
+from tests.unit.guest_modules import guest_messages as pb
 
-import agent_files
-from rlm.guest.v1 import guest_pb2 as pb
+_STATUSES = {number: name.removeprefix("FILE_STATUS_") for name, number in pb.FileStatus.items()}
 
 
 def write(root: Path, path: str, data: bytes = b"new") -> str:
     ended = agent_files.write_file(str(root), pb.WriteFile(number=7, path=path, data=data))
     assert ended.number == 7
     assert ended.data == b""
-    return pb.FileStatus.Name(ended.status).removeprefix("FILE_STATUS_")
+    return _STATUSES[ended.status]
 
 
 def read(root: Path, path: str) -> str | bytes:
@@ -29,7 +27,7 @@ def read(root: Path, path: str) -> str | bytes:
     assert ended.number == 7
     if ended.status == pb.FILE_STATUS_OK:
         return ended.data
-    return pb.FileStatus.Name(ended.status).removeprefix("FILE_STATUS_")
+    return _STATUSES[ended.status]
 
 
 def test_a_file_is_written_with_its_folders_and_read_again(tmp_path: Path) -> None:
