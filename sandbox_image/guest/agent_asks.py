@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import guest_messages as pb
-from agent_grpc import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED, Call, OnEnd, OnMessage
+from agent_grpc import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED
 from guest_frames import FrameError, Message, split
+
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_grpc import Call, OnEnd, OnMessage
+
+    Begin = Callable[[OnMessage, OnEnd], Call]
 
 MAX_IN_FLIGHT = 64
 MAX_BYTES_IN_FLIGHT = 68 << 20  # bytes: above one frame of the largest size
@@ -15,8 +21,6 @@ MAX_QUESTIONS = 10_000
 KINDS = {"text": pb.CONTEXT_KIND_TEXT, "json": pb.CONTEXT_KIND_JSON, "bytes": pb.CONTEXT_KIND_BYTES}
 _REASONS = {value: name.removeprefix("FAILURE_REASON_").lower() for name, value in pb.FailureReason.items()}
 _INVALID = {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
-
-Begin = Callable[[OnMessage, OnEnd], Call]
 
 
 class Asks:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
-from collections.abc import Callable
-from typing import Any
 
 import guest_messages as pb
-from agent_asks import KINDS, Asks, Begin
+from agent_asks import KINDS, Asks
 from agent_clock import CellClock
-from agent_loop import Loop
-from agent_output import Send
-from agent_processes import Death, OutOfMemory, WorkerProcess, death_of, reap
-from agent_settings import Settings
+from agent_loop import Ended
+from agent_processes import OutOfMemory, WorkerProcess, death_of, reap
 from agent_worker import Worker, read_ended
-from guest_frames import FrameError, Message
+from guest_frames import FrameError
+
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from agent_asks import Begin
+    from agent_loop import Loop
+    from agent_output import Send
+    from agent_processes import Death
+    from agent_settings import Settings
+    from guest_frames import Message
 
 OUTPUT_CAP = 16 << 20  # bytes of a head or a tail, whatever the host asks for: all of it is in memory
 MAX_CONTEXTS = 1000
@@ -30,10 +38,6 @@ _STOPPED = {
     "timed_out": pb.CELL_STATUS_TIMED_OUT,
     "interrupted": pb.CELL_STATUS_INTERRUPTED,
 }
-
-
-class Ended(Exception):
-    """There is nothing to do but to end: the host did what the protocol does not allow, or no worker can be had."""
 
 
 class Cells:
@@ -65,7 +69,7 @@ class Cells:
         self._unreported: Death | None = None
         self._failed_starts = 0
         self._worker = self._adopt(first)
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._loop.add_signal_handler(_signal.SIGCHLD, self._reap)
         self._reap()  # what has ended before there was a handler
 
     def open(self, message: pb.Open) -> None:

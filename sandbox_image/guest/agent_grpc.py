@@ -6,29 +6,33 @@ its own client as well: docs/decisions/0018.
 
 from __future__ import annotations
 
-import re
-import socket
+import _socket
 import struct
 import time
-from collections.abc import Callable, Sequence
 
-from agent_hpack import Header, literal
-from agent_http2 import CHUNK, Connection, Http2Error, Stream
-from agent_loop import Loop
+from agent_hpack import literal
+from agent_http2 import CHUNK, Connection, Http2Error
+
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent_hpack import Header
+    from agent_http2 import Stream
+    from agent_loop import Loop
+
+    OnMessage = Callable[[bytes], None]
+    OnEnd = Callable[[int, str], None]
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 0, 1, 2, 3, 8, 13, 14
 MESSAGE_CAP = 64 << 20  # bytes
 READ_BYTES = 256 << 10
 _RETRY_S = 0.02
 _PREFIX = struct.Struct("!BI")
-_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _STATUS_OF_RESET = {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED}
 
-OnMessage = Callable[[bytes], None]
-OnEnd = Callable[[int, str], None]
 
-
-def dial(address: str, timeout_s: float) -> socket.socket:
+def dial(address: str, timeout_s: float) -> _socket.socket:
     """Connects to `unix:path`, or `host:port`; tries again until somebody listens.
 
     Raises:
@@ -46,15 +50,17 @@ def dial(address: str, timeout_s: float) -> socket.socket:
         time.sleep(_RETRY_S)
 
 
-def _connect(address: str, timeout_s: float) -> socket.socket:
+def _connect(address: str, timeout_s: float) -> _socket.socket:
     if not address.startswith("unix:"):
+        import socket  # with names and the rest of TCP
+
         host, separator, port = address.removeprefix("dns:").lstrip("/").rpartition(":")
         if not separator or not port.isdigit():
             raise ValueError(f"{address!r} is neither unix:path nor host:port")
-        connected = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+        connected: _socket.socket = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connected
-    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connected = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connected.settimeout(timeout_s)
         connected.connect(address.removeprefix("unix:").removeprefix("//"))
@@ -93,7 +99,7 @@ class Call:
             elif name == b"grpc-status":
                 self._status = int(value) if value.isdigit() else UNKNOWN
             elif name == b"grpc-message":
-                self._details = _PERCENT.sub(_byte, value).decode("utf-8", "replace")
+                self._details = _unquoted(value)
 
     def data(self, data: memoryview) -> None:
         """See `agent_http2.StreamOwner`."""
@@ -122,7 +128,7 @@ class Call:
 class Channel:
     """A connected socket and the calls on it. `on_broken` is told why it is of no more use; its calls end first."""
 
-    def __init__(self, loop: Loop, connected: socket.socket, on_broken: Callable[[str], None]) -> None:
+    def __init__(self, loop: Loop, connected: _socket.socket, on_broken: Callable[[str], None]) -> None:
         connected.setblocking(False)
         self._loop = loop
         self._socket = connected
@@ -207,8 +213,16 @@ class Channel:
             self._on_broken(reason)
 
 
-def _byte(coded: re.Match[bytes]) -> bytes:
-    return bytes((int(coded[1], 16),))
+def _unquoted(value: bytes) -> str:
+    """A status message, in which what is no printable ASCII is percent-encoded; what is no such code is left."""
+    first, *rest = value.split(b"%")
+    plain = bytearray(first)
+    for piece in rest:
+        try:
+            plain += bytes.fromhex(piece[:2].decode("ascii")) + piece[2:] if len(piece) > 1 else b"%" + piece
+        except ValueError:
+            plain += b"%" + piece
+    return plain.decode("utf-8", "replace")
 
 
 def _request_headers(path: str) -> bytes:

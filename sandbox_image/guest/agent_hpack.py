@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 Header = tuple[bytes, bytes]
 MAX_TABLE_BYTES = 4096  # the protocol's own default, which the agent does not change
 _ENTRY_OVERHEAD = 32
@@ -72,7 +70,7 @@ class Decoder:
     """Reads the header blocks of one connection, in their order, and keeps the table that they share."""
 
     def __init__(self) -> None:
-        self._table: deque[Header] = deque()  # the newest first
+        self._table: list[Header] = []  # the newest first
         self._bytes = 0
         self._most = MAX_TABLE_BYTES
 
@@ -116,7 +114,7 @@ class Decoder:
         return _STATIC[index - 1] if index <= len(_STATIC) else self._table[index - len(_STATIC) - 1]
 
     def _keep(self, header: Header) -> None:
-        self._table.appendleft(header)
+        self._table.insert(0, header)
         self._bytes += _size(header)
         self._evict()
 

@@ -7,10 +7,27 @@ what is malformed ends the connection, and with it the sandbox.
 from __future__ import annotations
 
 import struct
-from collections import deque
-from typing import Protocol
 
-from agent_hpack import Decoder, Header, HpackError
+from agent_hpack import Decoder, HpackError
+
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from agent_hpack import Header
+
+    class StreamOwner(Protocol):
+        """Who is told what comes on a stream; `ended` is the last call."""
+
+        def headers(self, headers: list[Header]) -> None:
+            """A block of headers: the first, or the trailers."""
+
+        def data(self, data: memoryview) -> None:
+            """Some bytes, which have to be copied if they are to be kept."""
+
+        def ended(self, error: int | None) -> None:
+            """Nothing more comes. `error`: the code of a stream that was reset; None for one that ended in order."""
+
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct("!HBBBI")  # the length's upper two bytes and its last one, type, flags, stream
@@ -41,19 +58,6 @@ class Http2Error(Exception):
     """The other end does not speak HTTP/2 as it should: the connection is of no more use."""
 
 
-class StreamOwner(Protocol):
-    """Who is told what comes on a stream; `ended` is the last call."""
-
-    def headers(self, headers: list[Header]) -> None:
-        """A block of headers: the first, or the trailers."""
-
-    def data(self, data: memoryview) -> None:
-        """Some bytes, which have to be copied if they are to be kept."""
-
-    def ended(self, error: int | None) -> None:
-        """Nothing more comes. `error`: the code of a stream that was reset; None for one that ended in order."""
-
-
 class Stream:
     """One request and its response. Made by `Connection.request`."""
 
@@ -61,7 +65,7 @@ class Stream:
         self.number = number
         self.owner = owner
         self.window = window  # how much more may be sent
-        self.pending: deque[memoryview] = deque()
+        self.pending: list[memoryview] = []
         self.finished = False  # what is pending is the last
         self.unread = 0  # bytes that came in and were not yet made room for
 
@@ -72,7 +76,7 @@ class Connection:
     def __init__(self) -> None:
         self.greeted = False  # the other end has sent its settings
         self._streams: dict[int, Stream] = {}
-        self._sending: deque[Stream] = deque()  # those with something pending, in turn
+        self._sending: list[Stream] = []  # those with something pending, in turn
         self._next_number = 1
         self._window = self._initial_window = _DEFAULT_WINDOW
         self._max_frame = _DEFAULT_MAX_FRAME
@@ -116,7 +120,7 @@ class Connection:
         for _ in range(len(self._sending)):
             if len(out) >= CHUNK or self._window <= 0:
                 break
-            stream = self._sending.popleft()
+            stream = self._sending.pop(0)
             self._take_from(stream, out)
             if stream.pending:
                 self._sending.append(stream)
@@ -127,9 +131,9 @@ class Connection:
             size = min(len(stream.pending[0]), self._max_frame, CHUNK, self._window, stream.window)
             if size <= 0 and stream.pending[0]:
                 return
-            piece = stream.pending.popleft()
+            piece = stream.pending.pop(0)
             if size < len(piece):
-                stream.pending.appendleft(piece[size:])
+                stream.pending.insert(0, piece[size:])
             last = stream.finished and not stream.pending
             self._window -= size
             stream.window -= size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import _socket
 from typing import Protocol
 
 from agent_loop import Loop
@@ -25,7 +25,7 @@ class LinkOwner(Protocol):
 class Link:
     """Non-blocking, bounded both ways."""
 
-    def __init__(self, loop: Loop, control: socket.socket, owner: LinkOwner) -> None:
+    def __init__(self, loop: Loop, control: _socket.socket, owner: LinkOwner) -> None:
         self._loop = loop
         self._socket = control
         self._owner = owner

@@ -5,24 +5,29 @@ It has the few methods of asyncio's loop that the agent needs, under the same na
 
 from __future__ import annotations
 
+# Not `signal` and `socket`: what they make of these in Python is a quarter of the agent's start, and is not needed.
+import _signal  # type: ignore[import-not-found]
 import heapq
 import itertools
+import os
 import select
-import signal
-import socket
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
 
-Callback = Callable[[], None]
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    Callback = Callable[[], None]
+
+    class HasFileno(Protocol):
+        """A socket, for one."""
+
+        def fileno(self) -> int: ...
+
+
 _NONE: dict[int, Callback] = {}
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-
-
-class HasFileno(Protocol):
-    """A socket, for one."""
-
-    def fileno(self) -> int: ...
 
 
 class Timer:
@@ -44,6 +49,10 @@ class Timer:
             callback(*arguments)
 
 
+class Ended(Exception):
+    """There is nothing to do but to end: the host did what the protocol does not allow, or no worker can be had."""
+
+
 class Loop:
     """Runs callbacks until `stop`. What a callback raises comes out of `run`."""
 
@@ -53,7 +62,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._signals: dict[int, Callback] = {}
-        self._woken: socket.socket | None = None
+        self._woken = -1
         self._running = False
 
     def time(self) -> float:
@@ -84,14 +93,12 @@ class Loop:
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
         """Calls back, from the loop, after the signal; several in a row may become one call."""
-        if self._woken is None:
-            self._woken, theirs = socket.socketpair()
-            self._woken.setblocking(False)
-            theirs.setblocking(False)
-            signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+        if self._woken < 0:
+            self._woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
             self.add_reader(self._woken, self._on_signals)
         self._signals[number] = callback
-        signal.signal(number, _nothing)
+        _signal.signal(number, _nothing)
 
     def stop(self) -> None:
         """Lets `run` return after the callbacks of this turn."""
@@ -143,8 +150,7 @@ class Loop:
             self._poll.unregister(descriptor)
 
     def _on_signals(self) -> None:
-        assert self._woken is not None
-        for number in set(self._woken.recv(4096)):
+        for number in set(os.read(self._woken, 4096)):
             if (callback := self._signals.get(number)) is not None:
                 callback()
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
+# For `signal` and `socket`: see agent_loop.
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
-import signal
-import socket
-import subprocess
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
 
-from agent_settings import Settings
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-_PR_SET_PDEATHSIG = 1
+    from agent_settings import Settings
+
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_CONTROL = 60  # the worker's descriptor of its control socket: above those that are open here at any time
+_IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ)
 EXIT_CUT_OFF = 97  # as in worker_channel: the worker cannot reach the agent any more
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def harden() -> None:
@@ -28,20 +28,24 @@ def harden() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    import ctypes  # not before the host has heard of us: its import is a tenth of the start
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
     # As process 1 it inherits orphans anyway; elsewhere it must ask for them, or they would escape it.
-    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-class WorkerProcess(NamedTuple):
+class WorkerProcess:
     """A running worker and the agent's ends of its socket and pipes, all non-blocking."""
 
-    pid: int
-    control: socket.socket
-    stdout: int
-    stderr: int
+    def __init__(self, pid: int, control: _socket.socket, stdout: int, stderr: int) -> None:
+        self.pid = pid
+        self.control = control
+        self.stdout = stdout
+        self.stderr = stderr
 
     @classmethod
     def start(cls, settings: Settings, environment: Mapping[str, str]) -> WorkerProcess:
@@ -50,23 +54,25 @@ class WorkerProcess(NamedTuple):
         Raises:
             OSError: there is no process, memory or descriptor left for it.
         """
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socket.socketpair()
         stdout, stdout_in = os.pipe()
         stderr, stderr_in = os.pipe()
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker_main.py")
-        arguments = [str(theirs.fileno()), str(settings.niceness), settings.site]
+        arguments = [str(_CONTROL), str(settings.niceness), settings.site]
         try:
-            process = subprocess.Popen(
+            # Not `subprocess`: its import costs more than the start. Other descriptors close by themselves.
+            pid = os.posix_spawn(
+                settings.python,
                 [settings.python, "-I", "-X", "utf8", script, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout_in,
-                stderr=stderr_in,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                cwd="/",
-                env=_worker_environment(settings, environment),
-                # With process 1 everything ends; elsewhere a worker that computes would not see that its agent is gone.
-                preexec_fn=None if os.getpid() == 1 else _die_with_parent,
+                _worker_environment(settings, environment),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL),
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, stdout_in, 1),
+                    (os.POSIX_SPAWN_DUP2, stderr_in, 2),
+                ],
+                setsid=True,
+                setsigdef=_IGNORED_BY_PYTHON,
             )
         except OSError:
             ours.close()
@@ -77,10 +83,9 @@ class WorkerProcess(NamedTuple):
             theirs.close()
             os.close(stdout_in)
             os.close(stderr_in)
-        process.returncode = 0  # the agent reaps all its children alike; this object must not
         for descriptor in (ours.fileno(), stdout, stderr):
             os.set_blocking(descriptor, False)
-        return cls(process.pid, ours, stdout, stderr)
+        return cls(pid, ours, stdout, stderr)
 
     def interrupt(self) -> None:
         """Sends SIGINT to the main thread, and to no other, nor to what the code has started.
@@ -88,17 +93,17 @@ class WorkerProcess(NamedTuple):
         The thread it is that has to leave a call that blocks. The kernel would also choose the main thread for a signal
         to the process, but not where that one has a signal pending already (see complete_signal() in kernel/signal.c).
         """
-        _libc.tgkill(self.pid, self.pid, signal.SIGINT)  # one that has just ended is no matter: it is reaped here
+        import ctypes
+
+        ctypes.CDLL(None).tgkill(
+            self.pid, self.pid, _signal.SIGINT
+        )  # one that has just ended is no matter: it is reaped here
 
     def close(self) -> None:
         """Closes the agent's ends."""
         self.control.close()
         os.close(self.stdout)
         os.close(self.stderr)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _worker_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
@@ -124,7 +129,7 @@ def kill_everything() -> None:
     """Kills all processes but this one; as process 1 in one stroke, elsewhere all descendants."""
     if os.getpid() == 1:
         try:
-            os.kill(-1, signal.SIGKILL)
+            os.kill(-1, _signal.SIGKILL)
         except ProcessLookupError:
             pass  # there are none
         return
@@ -132,7 +137,7 @@ def kill_everything() -> None:
     while fresh := _descendants().keys() - killed:
         for pid in fresh:
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, _signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself
         killed |= fresh
@@ -206,22 +211,23 @@ class OutOfMemory:
         return None
 
 
-class Death(NamedTuple):
+class Death:
     """`cause` is "exited", "crashed", "out_of_memory", "timed_out", "interrupted" or "protocol"."""
 
-    cause: str
-    code: int = 0
+    def __init__(self, cause: str, code: int = 0) -> None:
+        self.cause = cause
+        self.code = code
 
 
 def death_of(exit_code: int, killed_for: str, memory: OutOfMemory) -> Death:
     """What a worker died of; `killed_for` is the cause when the agent has killed it, else empty."""
     oom = memory.happened()
-    if killed_for and exit_code == -signal.SIGKILL:
+    if killed_for and exit_code == -_signal.SIGKILL:
         return Death(killed_for)
     if exit_code == EXIT_CUT_OFF:
         return Death("protocol")
     if exit_code >= 0:
         return Death("exited", exit_code)
-    if exit_code == -signal.SIGKILL and oom:
+    if exit_code == -_signal.SIGKILL and oom:
         return Death("out_of_memory")
     return Death("crashed", -exit_code)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
 import guest_messages as pb
-from agent_cells import Cells, Ended
-from agent_files import read_file, write_file
-from agent_grpc import OK, Call, Channel, OnEnd, OnMessage, dial
-from agent_loop import Loop
-from agent_processes import WorkerProcess
-from agent_settings import Settings
+from agent_grpc import OK, Channel, dial
+from agent_loop import Ended, Loop
+from agent_processes import harden
+
+TYPE_CHECKING = False  # see agent_settings
+if TYPE_CHECKING:
+    import _socket
+
+    from agent_grpc import Call, OnEnd, OnMessage
+    from agent_processes import WorkerProcess
+    from agent_settings import Settings
 
 PROTOCOL_VERSION = 3
 _PYTHON_VERSION = sys.version.split()[0]
@@ -30,12 +34,16 @@ def attach(settings: Settings, first: WorkerProcess) -> None:
 class Session:
     """The stream, and everything that is told on it."""
 
-    def __init__(self, settings: Settings, connected: socket.socket, first: WorkerProcess) -> None:
+    def __init__(self, settings: Settings, connected: _socket.socket, first: WorkerProcess) -> None:
         self._settings = settings
         self._loop = loop = Loop()
         self._channel = Channel(loop, connected, self._broken)
         self._stream = self._channel.call(pb.ATTACH_METHOD, self._received, self._ended)
         self._send(pb.AttachRequest(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, python_version=_PYTHON_VERSION)))
+        # The host has heard of us, and has something to do meanwhile.
+        harden()
+        from agent_cells import Cells
+
         self._cells = Cells(settings, loop, first, self._send, self._ask)
         loop.call_later(settings.attach_timeout_s, self._check_greeted)
         loop.call_later(settings.heartbeat_s, self._beat)
@@ -64,8 +72,12 @@ class Session:
         elif message.interrupt is not None:
             self._cells.interrupt(message.interrupt.cell)
         elif message.write_file is not None:
+            from agent_files import write_file
+
             self._send(pb.AttachRequest(file_ended=write_file(self._settings.file_dir, message.write_file)))
         elif message.read_file is not None:
+            from agent_files import read_file
+
             self._send(pb.AttachRequest(file_ended=read_file(self._settings.file_dir, message.read_file)))
         else:
             raise Ended("the host sent a message of no known kind")

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import NamedTuple
+
+TYPE_CHECKING = False  # as that of `typing`, whose import would be a sixth of the agent's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class SettingsError(Exception):
     """The environment does not say what the agent needs to know."""
 
 
-class Settings(NamedTuple):
+class Settings:
     """Times are in seconds."""
 
-    address: str  # RLM_ADDRESS: unix:path, or host:port
-    context_dir: str  # RLM_CONTEXT_DIR: where context files are; by default beside the Unix socket
-    file_dir: str  # RLM_FILE_DIR: where the host's files go
-    attach_timeout_s: float  # RLM_ATTACH_TIMEOUT_S: the host must be there within this time
-    max_lifetime_s: float  # RLM_MAX_LIFETIME_S: the agent ends itself after this time; 0 for never
-    heartbeat_s: float  # RLM_HEARTBEAT_S
-    python: str  # RLM_PYTHON: the interpreter that runs the worker
-    site: str  # RLM_SITE: libraries for the code
-    cgroup: str  # RLM_CGROUP: where the memory controller's files are
-    niceness: int  # RLM_WORKER_NICE: how far the worker stands back, so that the agent answers while it spins
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         """Reads the settings.
 
         Raises:
@@ -37,18 +27,25 @@ class Settings(NamedTuple):
         if not address:
             raise SettingsError("RLM_ADDRESS is not set. Set it to the host's gRPC address, such as unix:/rlm/socket")
         path = address.removeprefix("unix:").removeprefix("//") if address.startswith("unix:") else "/rlm/socket"
-        return cls(
-            address=address,
-            context_dir=environment.get("RLM_CONTEXT_DIR", os.path.dirname(path)),
-            file_dir=environment.get("RLM_FILE_DIR", "/tmp"),
-            attach_timeout_s=_number(environment, "RLM_ATTACH_TIMEOUT_S", 30),
-            max_lifetime_s=_number(environment, "RLM_MAX_LIFETIME_S", 0),
-            heartbeat_s=_number(environment, "RLM_HEARTBEAT_S", 2),
-            python=environment.get("RLM_PYTHON", sys.executable),
-            site=environment.get("RLM_SITE", "/opt/rlm/site"),
-            cgroup=environment.get("RLM_CGROUP", "/sys/fs/cgroup"),
-            niceness=int(_number(environment, "RLM_WORKER_NICE", 5)),
-        )
+        # unix:path, or host:port
+        self.address = address
+        # Where context files are; by default beside the Unix socket.
+        self.context_dir = environment.get("RLM_CONTEXT_DIR", os.path.dirname(path))
+        # Where the host's files go.
+        self.file_dir = environment.get("RLM_FILE_DIR", "/tmp")
+        # The host must be there within this time.
+        self.attach_timeout_s = _number(environment, "RLM_ATTACH_TIMEOUT_S", 30)
+        # The agent ends itself after this time; 0 for never.
+        self.max_lifetime_s = _number(environment, "RLM_MAX_LIFETIME_S", 0)
+        self.heartbeat_s = _number(environment, "RLM_HEARTBEAT_S", 2)
+        # The interpreter that runs the worker.
+        self.python = environment.get("RLM_PYTHON", sys.executable)
+        # Libraries for the code.
+        self.site = environment.get("RLM_SITE", "/opt/rlm/site")
+        # Where the memory controller's files are.
+        self.cgroup = environment.get("RLM_CGROUP", "/sys/fs/cgroup")
+        # How far the worker stands back, so that the agent answers while it spins.
+        self.niceness = int(_number(environment, "RLM_WORKER_NICE", 5))
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # see agent_loop
 import os
-import signal
 import sys
 
 EXIT_ENDED, EXIT_FAILED, EXIT_USAGE, EXIT_TIME = 0, 1, 2, 3
@@ -14,22 +14,22 @@ def main() -> int:
     own = os.path.dirname(os.path.abspath(__file__))
     # Isolated mode leaves the script's folder out; in a source tree the protocol code is in the folder beside it.
     sys.path[:0] = [own, os.path.join(os.path.dirname(own), "generated")]
+    os.chdir("/")  # where the worker begins
 
-    from agent_processes import WorkerProcess, harden, kill_everything
+    from agent_processes import WorkerProcess, kill_everything
     from agent_settings import Settings, SettingsError
 
-    harden()
     # A handler instead of SIG_IGN, which the worker and all its children would inherit.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    _signal.signal(_signal.SIGINT, lambda *_: None)
     try:
-        settings = Settings.from_environment(os.environ)
+        settings = Settings(os.environ)
     except SettingsError as error:
         print(f"rlm agent: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
         # The worker starts while the rest is imported.
         first = WorkerProcess.start(settings, os.environ)
-        from agent_cells import Ended
+        from agent_loop import Ended
         from agent_session import attach
 
         try:

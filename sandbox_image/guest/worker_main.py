@@ -1,4 +1,4 @@
-"""The worker: a process of its own that runs the cells. Its only argument is the descriptor of its control socket."""
+"""The worker: a process of its own that runs the cells."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ def lower_standing(niceness: int) -> None:
         pass  # not allowed here: the agent then shares its chances with the worker
 
 
+def die_with_parent() -> None:
+    """In a container all ends with process 1; elsewhere a worker that computes does not see that its agent is gone."""
+    if os.getppid() == 1:
+        return
+    import ctypes
+
+    pr_set_pdeathsig, sigkill = 1, 9
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, sigkill, 0, 0, 0)
+
+
 def main() -> None:
     """Serves the agent until it closes the socket."""
     descriptor, niceness, library = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     lower_standing(niceness)
+    die_with_parent()
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, own)  # isolated mode leaves it out
 

@@ -60,7 +60,7 @@ class DrivenWorker:
     """A worker whose agent is the test. Output must fit into a pipe."""
 
     def __init__(self) -> None:
-        settings = agent_settings.Settings.from_environment({"RLM_ADDRESS": "unix:/nowhere/socket"})
+        settings = agent_settings.Settings({"RLM_ADDRESS": "unix:/nowhere/socket"})
         self._process = agent_processes.WorkerProcess.start(settings, os.environ)
         self._process.control.setblocking(True)
         self._frames: list[tuple[dict[str, Any], bytes]] = []

@@ -286,7 +286,7 @@ def test_an_odd_limit_is_no_limit(odd: float) -> None:
 
 
 def settings(**environment: str) -> Any:
-    return agent_settings.Settings.from_environment({"RLM_ADDRESS": "unix:/rlm/socket"} | environment)
+    return agent_settings.Settings({"RLM_ADDRESS": "unix:/rlm/socket"} | environment)
 
 
 def test_settings_have_the_images_defaults() -> None:
