@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.peers.probe import ASK, CELL, WARM_UP
 from benchmarks.registry import Row, benchmark, quick
-from benchmarks.setting import orchestrator_with, pool_is_full, says, timed
+from benchmarks.setting import at_once, orchestrator_with, pool_is_full, says, timed
 
 HERE = Path(__file__).parent / "peers"
 ROOT = HERE.parents[1]
 ENVIRONMENT = ROOT / ".build" / "peers"
 PYTHON = ENVIRONMENT / "bin" / "python"
 NAME = "rlm-bench-peers"  # of the image and of the network
-CELL = "print(1 + 1)"
 ROUNDS = 2
-CELLS = 12  # in each round
+CELLS = 20  # in each round
 
 
 class NotHere(Exception):
@@ -33,17 +33,19 @@ class NotHere(Exception):
 
 @benchmark("peers", "The same cell elsewhere")
 async def peers() -> Sequence[Row]:
-    """To start a sandbox, and to run `print(1 + 1)` in it, in rounds that take turns; held against ours, a start
-    against ours from the pool (ours cold stands beside it; no peer was given a pool). Versions: rlms 0.1.3, jupyter-
+    """To start a sandbox, to run `print(1 + 1)` in it, and to ask `llm_query` where a peer has it, with a model that
+    answers at once; in rounds that take turns. Held against ours, a start against ours from the pool (ours cold stands
+    beside it; no peer was given a pool). Ten cells and ten questions come before those that are timed, for all alike:
+    CPython specializes code that has run eight times. Versions: rlms 0.1.3, jupyter-
     client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything that a peer
     would install at its start is in its image already, which is in its favor. rlms_local is LocalREPL, which runs
     code in the caller's own process: it has no isolation, and is what a cell costs without any. rlms_docker is
-    DockerREPL, whose container here has no network, since its `docker run` needs the default bridge. jupyter_local
-    is a kernel without a container, over jupyter_client. llm_sandbox is a session on its Docker backend, without its
+    DockerREPL, whose `docker run` is given a network by name, since it needs a default bridge that not every engine
+    has. jupyter_local is a kernel without a container, over jupyter_client. llm_sandbox is a session on its Docker backend, without its
     set-up step and without a network. smolagents_docker is DockerExecutor: a Jupyter gateway in a container.
     dspy_deno is PythonInterpreter: Python compiled to WebAssembly, without native libraries, in Deno; its modules
     are in Deno's cache already, and one of them, on a host of its own, is replaced by ten lines that do the same."""
-    ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": []}
+    ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": [], "question": []}
     theirs: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
     models = {"model": says("")}
@@ -56,10 +58,13 @@ async def peers() -> Sequence[Row]:
                 await pool_is_full(pooled, 1)
                 for kind, orchestrator in (("pool", pooled), ("cold", cold)):
                     began = time.perf_counter()
-                    async with orchestrator.sandbox() as sandbox:
+                    async with orchestrator.sandbox(answer=at_once) as sandbox:
                         ours[kind].append(time.perf_counter() - began)
-                        await sandbox.run(CELL)
+                        for _ in range(1 + WARM_UP):
+                            await sandbox.run(CELL)
                         ours["cell"] += [await timed(lambda: sandbox.run(CELL)) for _ in range(CELLS)]
+                        asked = (await sandbox.run(ASK)).stdout.text.split()
+                        ours["question"] += [float(line) for line in asked][WARM_UP:]
                 for name in [name for name in names if name not in failed]:
                     try:
                         found = await asyncio.to_thread(_probe, name)
@@ -79,10 +84,13 @@ def _rows(
         Row("start: ours, cold", _ms(ours["cold"]), "ms"),
     ]
     cells = [Row("cell: ours", _ms(ours["cell"]), "ms")]
+    questions = [Row("question: ours", _ms(ours["question"]), "ms")]
     for name, found in theirs.items():
         starts.append(Row(f"start: {name}", _ms(found["start"]), "ms", starts[0].median))
         cells.append(Row(f"cell: {name}", _ms(found["cell"]), "ms", cells[0].median))
-    return [*starts, *cells, *(Row(f"{name}: {why}", (), "") for name, why in failed.items())]
+        if found["question"]:
+            questions.append(Row(f"question: {name}", _ms(found["question"]), "ms", questions[0].median))
+    return [*starts, *cells, *questions, *(Row(f"{name}: {why}", (), "") for name, why in failed.items())]
 
 
 def _ms(seconds: list[float]) -> tuple[float, ...]:
@@ -139,7 +147,7 @@ def _uv() -> str:
 
 
 def _probe(name: str) -> dict[str, list[float]]:
-    printed = _run([str(PYTHON), str(HERE / "probe.py"), name, "1", str(CELLS)])
+    printed = _run([str(PYTHON), str(HERE / "probe.py"), name, str(CELLS)])
     found: dict[str, list[float]] = json.loads(printed.splitlines()[-1])
     return found
 

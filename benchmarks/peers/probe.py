@@ -1,6 +1,6 @@
 """Runs one peer, as its own documents say, and prints its figures as JSON. For the peers' own environment.
 
-Usage: probe.py NAME STARTS CELLS
+Usage: probe.py NAME CELLS
 
 Each peer is a context manager that yields a function which runs code and returns what it printed, as text.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,14 @@ from typing import Any
 
 IMAGE = NETWORK = "rlm-bench-peers"
 CELL = "print(1 + 1)"
+WARM_UP = 10  # cells: CPython specializes code that has run eight times (PEP 659)
+ASK = """
+import time
+for n in range(30):
+    began = time.perf_counter()
+    llm_query(str(n))
+    print(time.perf_counter() - began)
+"""
 Run = Callable[[str], str]
 
 
@@ -30,7 +39,7 @@ Run = Callable[[str], str]
 def rlms_local() -> Iterator[Run]:
     from rlm.environments.local_repl import LocalREPL
 
-    with LocalREPL() as repl:
+    with _lm_handler() as address, LocalREPL(lm_handler_address=address) as repl:
         yield lambda code: str(repl.execute_code(code).stdout)
 
 
@@ -38,10 +47,10 @@ def rlms_local() -> Iterator[Run]:
 def rlms_docker() -> Iterator[Run]:
     from rlm.environments.docker_repl import DockerREPL
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _lm_handler() as address:
         os.environ["RLM_DOCKER_WORKSPACE_DIR"] = folder
-        _docker_without_network(folder)
-        repl = DockerREPL(image=IMAGE)
+        _docker_with_a_network(folder)
+        repl = DockerREPL(image=IMAGE, lm_handler_address=address)
         try:
             yield lambda code: str(repl.execute_code(code).stdout)
         finally:
@@ -115,12 +124,48 @@ def dspy_deno() -> Iterator[Run]:
             yield lambda code: str(interpreter.execute(code))
 
 
-def _docker_without_network(folder: str) -> None:
+@contextmanager
+def _lm_handler() -> Iterator[tuple[str, int]]:
+    """The official library's own server for sub-calls, with a model that answers at once."""
+    from rlm.clients.base_lm import BaseLM
+    from rlm.core.lm_handler import LMHandler
+    from rlm.core.types import ModelUsageSummary, UsageSummary
+
+    class Instant(BaseLM):  # type: ignore[misc]
+        def completion(self, prompt: object) -> str:
+            return "yes"
+
+        async def acompletion(self, prompt: object) -> str:
+            return "yes"
+
+        def get_usage_summary(self) -> Any:
+            return UsageSummary(model_usage_summaries={"instant": self.get_last_usage()})
+
+        def get_last_usage(self) -> Any:
+            return ModelUsageSummary(total_calls=1, total_input_tokens=1, total_output_tokens=1)
+
+    with LMHandler(Instant("instant")) as handler:
+        yield handler.address
+
+
+def _docker_with_a_network(folder: str) -> None:
     """Its `docker run` names no network and so needs the default bridge, which not every engine has."""
-    docker = shutil.which("docker")
+    docker = shutil.which("docker") or "docker"
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    inspect = [docker, "network", "inspect", "-f", form, NETWORK]
+    gateway = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.strip()
     shim = os.path.join(folder, "docker")
     with open(shim, "w") as file:
-        file.write(f'#!/bin/sh\n[ "$1" = run ] && shift && set -- run --network none "$@"\nexec {docker} "$@"\n')
+        options = f"--network {NETWORK} --add-host host.docker.internal:{gateway}"
+        file.write(
+            f"""#!/bin/bash
+if [ "$1" = run ]; then
+  shift
+  set -- run {options} "${{@/host.docker.internal:host-gateway/unused:127.0.0.1}}"
+fi
+exec {docker} "$@"
+"""
+        )
     os.chmod(shim, 0o755)
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
 
@@ -140,22 +185,27 @@ MODULES = {
 }
 
 
-def main(name: str, starts: int, cells: int) -> None:
-    """Prints `{"start": [s, ...], "cell": [s, ...]}`; every start is followed by its share of the cells."""
-    found: dict[str, list[float]] = {"start": [], "cell": []}
+ASKS = ("rlms_local", "rlms_docker")  # whose code has `llm_query`
+
+
+def main(name: str, cells: int) -> None:
+    """Prints `{"start": [s], "cell": [s, ...], "question": [s, ...]}`."""
+    found: dict[str, list[float]] = {"start": [], "cell": [], "question": []}
     import_module(MODULES[name])  # once in a process, and so no part of a start
-    for _ in range(starts):
-        began = time.perf_counter()
-        with PEERS[name]() as run:
-            found["start"].append(time.perf_counter() - began)
-            if (printed := run(CELL).strip()) != "2":
-                raise SystemExit(f"{name} printed {printed[:200]!r}")
-            for _ in range(max(1, cells // starts)):
-                began = time.perf_counter()
-                run(CELL)
+    began = time.perf_counter()
+    with PEERS[name]() as run:
+        found["start"].append(time.perf_counter() - began)
+        if (printed := run(CELL).strip()) != "2":
+            raise SystemExit(f"{name} printed {printed[:200]!r}")
+        for number in range(WARM_UP + cells):
+            began = time.perf_counter()
+            run(CELL)
+            if number >= WARM_UP:
                 found["cell"].append(time.perf_counter() - began)
+        if name in ASKS:
+            found["question"] = [float(line) for line in run(ASK).split()][WARM_UP:]
     sys.__stdout__.write("\n" + json.dumps(found) + "\n")  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -27,24 +27,28 @@ if TYPE_CHECKING:
 
 
 _NONE: dict[int, Callback] = {}
+MOST_CANCELLED = 100  # timers that are kept for nothing
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class Timer:
     """A call that is due at some time, unless it is cancelled."""
 
-    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, loop: Loop, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self._loop = loop
         self._callback: Callable[..., object] | None = callback
         self._arguments = arguments
 
     def cancel(self) -> None:
         """It is not called any more."""
-        self._callback, self._arguments = None, ()
+        if self._callback is not None:
+            self._callback, self._arguments = None, ()
+            self._loop.timer_cancelled()
 
     def run(self) -> None:
         """Calls, at most once."""
         callback, arguments = self._callback, self._arguments
-        self.cancel()
+        self._callback, self._arguments = None, ()
         if callback is not None:
             callback(*arguments)
 
@@ -60,6 +64,7 @@ class Loop:
         self._poll = select.epoll()
         self._watched: dict[int, dict[int, Callback]] = {}  # by descriptor, then by event
         self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0  # of them, at most
         self._order = itertools.count()
         self._signals: dict[int, Callback] = {}
         self._woken = -1
@@ -71,9 +76,17 @@ class Loop:
 
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> Timer:
         """Calls back in so many seconds."""
-        timer = Timer(callback, arguments)
+        timer = Timer(self, callback, arguments)
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), timer))
         return timer
+
+    def timer_cancelled(self) -> None:
+        """For timers. Those that were cancelled must not fill memory until they are due, as each cell's limit would."""
+        self._cancelled += 1
+        if self._cancelled > MOST_CANCELLED and self._cancelled > len(self._timers) // 2:
+            self._timers = [entry for entry in self._timers if entry[2]._callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def add_reader(self, file: int | HasFileno, callback: Callback) -> None:
         """Calls back whenever there is something to read, or nothing more to come."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import termios
 from collections.abc import Callable
 
@@ -12,6 +11,8 @@ from agent_loop import Loop, Timer
 
 READ_BYTES = 1 << 16  # in one turn of the event loop, so that a flood delays nothing else
 COALESCE_S = 0.02
+
+_waiting = memoryview(bytearray(4)).cast("i")  # filled by each FIONREAD
 
 # Takes one piece of output: where it starts in all that the cell wrote, and its bytes.
 Send = Callable[[int, bytes], None]
@@ -61,7 +62,8 @@ class Capture:
 
     def _drain(self) -> None:
         # Not until it is empty: somebody else may be filling it all the time.
-        (waiting,) = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0" * 4))
+        fcntl.ioctl(self._descriptor, termios.FIONREAD, _waiting)
+        waiting = _waiting[0]
         while waiting > 0:
             taken = self._take(min(waiting, READ_BYTES))
             if not taken:

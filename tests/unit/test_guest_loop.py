@@ -33,6 +33,18 @@ def test_a_timer_that_another_one_cancels_in_the_same_turn_does_not_run() -> Non
     assert seen == []
 
 
+def test_timers_that_were_cancelled_do_not_fill_memory() -> None:
+    loop, seen = agent_loop.Loop(), list[int]()
+    for number in range(50):
+        loop.call_later(number / 1e6, seen.append, number)
+    for _ in range(10_000):
+        loop.call_later(1000.0, seen.append, -1).cancel()
+    assert len(loop._timers) <= 2 * (50 + agent_loop.MOST_CANCELLED)
+    loop.call_later(0.001, loop.stop)
+    loop.run()
+    assert seen == list(range(50))
+
+
 def test_a_reader_that_another_one_removes_in_the_same_turn_is_not_called() -> None:
     loop, seen = agent_loop.Loop(), list[str]()
     pairs = [socket.socketpair() for _ in range(2)]
