@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 
 from orchestrator.budget import Budget, Share
@@ -199,7 +199,7 @@ class Orchestrator:
                 settings.max_depth,
                 tuple(settings.model_at(depth) for depth in range(settings.max_depth + 1)),
                 settings.limits,
-                version("rlm-orchestrator"),
+                _version(),
             )
         )
         deadline = None
@@ -343,6 +343,13 @@ async def open_orchestrator(config: Config) -> AsyncIterator[Orchestrator]:
             sandboxes.warm_up,
             sandboxes.of,
         )
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version  # with a reader of e-mail headers, which no start should wait for
+
+    return version("rlm-orchestrator")
 
 
 def _sandbox_settings(config: Config) -> SandboxSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import click
@@ -74,7 +74,9 @@ def _traceback_wanted() -> bool:
 
 
 def _version() -> str:
-    return metadata.version("rlm-orchestrator")
+    from importlib.metadata import version  # with a reader of e-mail headers
+
+    return version("rlm-orchestrator")
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

@@ -10,15 +10,15 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-
-# tenacity and not stamina: its sleep and its hook are arguments of one call, so that the wait can be told on that
-# call's span and tests need no clock; stamina's are set for the whole process.
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import ModelRetried, Span
 from orchestrator.seams import ChatModel, RequestTally, TextSink
 from orchestrator.values import Message, Reply
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 # Whether the same request may succeed later. Every kind is here, so that a new one must be decided on.
 RETRYABLE: dict[ModelFailure, bool] = {
@@ -112,6 +112,10 @@ class Retried:
 
     async def _again(self, failed: ModelFailed, attempt: Callable[[], Awaitable[Reply]], span: Span) -> Reply:
         """After a first attempt that failed. The machinery of a retry costs as much as a quarter of a call."""
+        # tenacity and not stamina: its sleep and its hook are arguments of one call, so that the wait can be told on
+        # that call's span and tests need no clock; stamina's are set for the whole process.
+        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+
         first: ModelFailed | None = failed
 
         async def next_attempt() -> Reply:
