@@ -20,7 +20,6 @@ _PREFIX = struct.Struct("!BI")
 _UNPRINTABLE = re.compile(rb"[^ -$&-~]")
 # ":status: 200" of the static table, then a literal.
 _RESPONSE = b"\x88\x00\x0ccontent-type\x10application/grpc"
-_NOT_GRPC = b"\x00\x07:status\x03415"
 _STREAM_ROOM = 1 << 20  # bytes of the stream that may be on their way, beside the message that is being taken
 
 
@@ -46,8 +45,8 @@ def refuse(http: Connection, stream: Stream, status: int, text: str) -> None:
 
 
 def refuse_what_is_no_call(http: Connection, stream: Stream) -> None:
-    """Ends a request that is not gRPC's."""
-    http.headers(stream, _NOT_GRPC, last=True)
+    """Ends a request that is not gRPC's, in a way that any client understands."""
+    http.headers(stream, b"\x00\x07:status\x03415" + _trailers(INVALID_ARGUMENT, "this is no call of gRPC"), last=True)
 
 
 class _Incoming:

@@ -541,6 +541,7 @@ def own_logger() -> Iterator[logging.Logger]:
     logger = logging.getLogger("orchestrator")
     before = logger.handlers, logger.propagate, logger.level
     logger.handlers, logger.propagate = [], False
+    logger.setLevel(logging.NOTSET)  # other tests of this process may have set it
     try:
         yield logger
     finally:
