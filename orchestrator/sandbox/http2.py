@@ -36,6 +36,11 @@ _MOST_MAX_FRAME = (1 << 24) - 1
 _MAX_WINDOW = (1 << 31) - 1
 _MAX_FRAME = 64 << 10  # bytes of one that comes in
 _MAX_HEADER_BYTES = 16 << 10  # of a block, and of what it unpacks to
+_MAX_LITERALS = 32  # in a block that is read without the decoder
+_MAX_SETTINGS = 64  # in a frame; there are not ten that are known
+# What takes longer than a frame counts as more of them; measured, at the slow end.
+_STREAMS_A_FRAME = 16  # whose windows change with a setting, and that may then send
+_BLOCK_BYTES_A_FRAME = 8  # for the decoder, of indexed fields or Huffman's code
 _CONNECTION_WINDOW = 1 << 20  # given back as it is used: what is held is bounded by the streams' windows
 
 
@@ -82,7 +87,7 @@ class Connection:
     def __init__(self, max_streams: int, begin: Callable[[Stream, list[Header]], StreamOwner | None]) -> None:
         self._begin = begin
         self._max_streams = max_streams
-        self.frames = 0  # that have come in
+        self.frames = 0  # that have come in, those that take long as several
         self._streams: dict[int, Stream] = {}
         self._sending: deque[Stream] = deque()  # those with something to send, in turn
         self._last = 0
@@ -325,17 +330,24 @@ class Connection:
             raise Http2Error("settings that are none", FRAME_SIZE_ERROR)
         if flags & _ACK:
             return
+        if len(payload) > _MAX_SETTINGS * _SETTING.size:
+            raise Http2Error("more settings than there are", ENHANCE_YOUR_CALM)
+        window = self._initial_window
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == _INITIAL_WINDOW_SIZE:
                 if value > _MAX_WINDOW:
                     raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
-                for stream in self._streams.values():
-                    self._widen(stream, value - self._initial_window)
-                self._initial_window = value
+                window = value
             elif setting == _MAX_FRAME_SIZE:
                 if not _DEFAULT_MAX_FRAME <= value <= _MOST_MAX_FRAME:
                     raise Http2Error("frames of no possible size")
                 self._max_frame = value
+        if window != self._initial_window:
+            # Once a frame, however often it is set there: each time takes as long as there are streams.
+            self.frames += len(self._streams) // _STREAMS_A_FRAME
+            for stream in self._streams.values():
+                self._widen(stream, window - self._initial_window)
+            self._initial_window = window
         self._put(_SETTINGS, _ACK, 0, b"")
 
     def _on_window_update(self, number: int, size: int) -> None:
@@ -371,6 +383,7 @@ class Connection:
             return headers
         import hpack
 
+        self.frames += len(block) // _BLOCK_BYTES_A_FRAME
         if self._decoder is None:
             self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BYTES)
         try:
@@ -383,10 +396,12 @@ _INDEXED = {0x83: (b":method", b"POST"), 0x86: (b":scheme", b"http")}  # of the 
 
 
 def _literals(block: bytes) -> list[Header] | None:
-    """The headers of a block of plain literals that enter no table; None for any other."""
+    """The headers of a block of a few plain literals that enter no table; None for any other."""
     headers: list[Header] = []
     at = 0
     while at < len(block):
+        if len(headers) == _MAX_LITERALS:
+            return None
         if (indexed := _INDEXED.get(block[at])) is not None:
             headers.append(indexed)
             at += 1

@@ -103,6 +103,7 @@ def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
 
 GREETING = http2.PREFACE + frame(4, 0, 0)
 BLOCK = hpack.Encoder().encode(REQUEST)
+LITERALS = b"\0\1a\1b"
 
 
 def greeted(max_streams: int = 8) -> tuple[http2.Connection, list[Owner]]:
@@ -279,6 +280,7 @@ def test_windows_and_frames_follow_the_clients_settings() -> None:
         (frame(4, 0, 0, b"\0\4\x80\0\0\0"), http2.FLOW_CONTROL_ERROR),
         (frame(4, 0, 0, b"\0\5\0\0\0\1"), http2.PROTOCOL_ERROR),
         (frame(4, 0, 0, b"\0\4"), http2.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0, b"\0\4\0\0\0\1" * 65), http2.ENHANCE_YOUR_CALM),
         (frame(4, 0, 0) + frame(4, 1, 0, b"\0"), http2.FRAME_SIZE_ERROR),
         (frame(4, 0, 0) + frame(1, 4, 1, b"\xff\xff\xff"), http2.COMPRESSION_ERROR),
         (frame(4, 0, 0) + b"\xff\xff\xff" + bytes(6), http2.FRAME_SIZE_ERROR),
@@ -289,6 +291,26 @@ def test_what_no_client_may_say_ends_the_connection(noise: bytes, code: int) -> 
     with pytest.raises(http2.Http2Error) as error:
         connection.receive(memoryview(http2.PREFACE + noise))
     assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("block", "frames"), [(b"\x82" * 380, 48), (b"\0\0\0" * 400, 151), (b"\0\1a\1b" * 8, 1), (b"\x82", 1)]
+)
+def test_a_block_that_takes_the_decoder_long_counts_as_many_frames(block: bytes, frames: int) -> None:
+    connection, _ = greeted()
+    connection.receive(memoryview(frame(1, 4, 1, block)))
+    assert connection.frames - 1 == frames
+
+
+def test_a_window_that_is_set_often_in_one_frame_changes_once_and_counts_for_each_stream() -> None:
+    connection, _ = greeted(64)
+    for number in range(1, 128, 2):
+        connection.receive(memoryview(frame(1, 4, number, LITERALS)))
+    before = connection.frames
+    connection.receive(memoryview(frame(4, 0, 0, b"\0\4\0\0\0\1\0\4\0\0\0\2")))
+    assert connection.frames - before == 1 + 64 // 16
+    connection.receive(memoryview(frame(4, 0, 0, b"\0\4\0\0\0\2")))
+    assert connection.frames - before == 2 + 64 // 16
 
 
 def test_a_block_that_is_continued_without_end_is_cut_off() -> None:
@@ -326,7 +348,7 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
         said = said[cut:]
     connection.receive(memoryview(said))
     [owner] = owners
-    assert (bytes(owner.body), owner.said, connection.frames) == (b"hello world", ["last"], 5)
+    assert (bytes(owner.body), owner.said, connection.frames) == (b"hello world", ["last"], 5 + len(BLOCK) // 8)
 
 
 FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40))
