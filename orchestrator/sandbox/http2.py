@@ -29,9 +29,12 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_
 )
 _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _PRIORITIZED = 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE = 1
 _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = range(3, 7)
 
 _DEFAULT_MAX_FRAME = 16_384
+_DEFAULT_TABLE = 4_096
+_NO_TABLE = b"\x20"  # a dynamic table size update, RFC 7541, section 6.3
 _MOST_MAX_FRAME = (1 << 24) - 1
 _MAX_WINDOW = (1 << 31) - 1
 _MAX_FRAME = 64 << 10  # bytes of one that comes in
@@ -98,6 +101,8 @@ class Connection:
         self._preface = PREFACE
         self._greeted = False
         self._decoder: Any = None
+        self._small_table = False  # the other end has no room for the table that we do not use
+        self._update = b""  # what the next block of ours begins with
         self._block: tuple[int, int, bytearray] | None = None  # a header block that is continued: stream, flags, bytes
         self._control = bytearray()
         settings = (
@@ -118,7 +123,7 @@ class Connection:
     def headers(self, stream: Stream, block: bytes, *, last: bool = False) -> None:
         """Begins a response with this header block; `last` when it is all of it."""
         if stream.number in self._streams:
-            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, block)
+            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, self._updated(block))
             if last:
                 self._close(stream)
 
@@ -172,7 +177,7 @@ class Connection:
             stream.window -= size
             _put_frame(out, _DATA, 0, stream.number, piece[:size])
         if stream.trailers is not None:
-            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, stream.trailers)
+            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, self._updated(stream.trailers))
             self._close(stream)
 
     def _close(self, stream: Stream) -> None:
@@ -185,6 +190,11 @@ class Connection:
 
     def _put(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         _put_frame(self._control, kind, flags, number, payload)
+
+    def _updated(self, block: bytes) -> bytes:
+        """A block as it must go out: the first one after the table got smaller says so (RFC 7541, section 4.2)."""
+        update, self._update = self._update, b""
+        return update + block
 
     def _forget(self, stream: Stream) -> None:
         if stream.pending or stream.trailers is not None:
@@ -342,6 +352,8 @@ class Connection:
                 if not _DEFAULT_MAX_FRAME <= value <= _MOST_MAX_FRAME:
                     raise Http2Error("frames of no possible size")
                 self._max_frame = value
+            elif setting == _HEADER_TABLE_SIZE and value < _DEFAULT_TABLE and not self._small_table:
+                self._small_table, self._update = True, _NO_TABLE
         if window != self._initial_window:
             # Once a frame, however often it is set there: each time takes as long as there are streams.
             self.frames += len(self._streams) // _STREAMS_A_FRAME

@@ -10,6 +10,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 import hpack
 import pytest
 from hypothesis import given, settings
@@ -259,6 +260,20 @@ def test_windows_and_frames_follow_the_clients_settings() -> None:
     peer.client.increment_flow_control_window(40_000, number)
     peer.exchange()
     assert [len(event.data) for event in peer.seen(h2.events.DataReceived, number)] == [10, 20_000, 20_000]
+
+
+def test_a_client_without_a_table_is_told_that_none_is_used() -> None:
+    """RFC 7541, section 4.2: a decoder that takes it exactly ends the connection otherwise."""
+    peer = Peer()
+    number = peer.request(b"x")
+    peer.exchange()
+    peer.client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    peer.exchange()
+    peer.server.headers(peer.streams[0], b"\x88" + LITERALS)
+    peer.server.send(peer.streams[0], b"yes", trailers=LITERALS)
+    peer.exchange()
+    assert peer.body(number) == b"yes"
+    assert peer.seen(h2.events.StreamEnded, number)
 
 
 @pytest.mark.parametrize(
