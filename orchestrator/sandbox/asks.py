@@ -48,9 +48,10 @@ class CellAsks:
         self._bytes = 0  # of those calls
         self._bytes_held = 0  # those of calls that were given up included
         self._waiting: set[asyncio.Task[Any]] = set()
-        self._waiting_since: float | None = None
-        self._waited_s = 0.0  # with at least one being answered
-        self._excused_s = 0.0
+        self._held_up = 0  # calls that the host answers, or makes wait
+        self._held_up_since: float | None = None
+        self._held_up_s = 0.0  # with at least one of them, however many there were
+        self._allowed_s = 0.0
         self.over = False
         self.changed = asyncio.Event()
 
@@ -61,12 +62,17 @@ class CellAsks:
     @property
     def excused_s(self) -> float:
         """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
-        now_s = self._loop.time() - self._waiting_since if self._waiting_since is not None else 0.0
-        return self._waited_s + now_s + self._excused_s
+        now_s = self._loop.time() - self._held_up_since if self._held_up_since is not None else 0.0
+        return self._held_up_s + now_s + self._allowed_s
 
-    def excuse(self, seconds: float) -> None:
-        """The host has made a call wait."""
-        self._excused_s += seconds
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """For a part of a call in which the host makes it wait. What many wait at a time counts once."""
+        self._hold_up()
+        try:
+            yield
+        finally:
+            self._go_on()
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -109,8 +115,7 @@ class CellAsks:
         if self._bytes + size > MAX_BYTES_IN_FLIGHT:
             work.close()
             raise TooManyAsks(f"at most {MAX_BYTES_IN_FLIGHT:,} bytes of questions may be in flight")
-        if not self.answering:
-            self._waiting_since = self._loop.time()
+        self._hold_up()
         task = self._tasks.spawn(work, f"answer for cell {self._cell}")
         self._bytes += size
         self._bytes_held += size
@@ -146,8 +151,17 @@ class CellAsks:
     def _answered(self, task: asyncio.Task[Sequence[Slot]]) -> None:
         ended_well = not task.cancelled() and task.exception() is None
         if ended_well and any(isinstance(slot, Answered) for slot in task.result()):
-            self._excused_s += _ALLOWANCE_S
-        if not self.answering and self._waiting_since is not None:
-            self._waited_s += self._loop.time() - self._waiting_since
-            self._waiting_since = None
+            self._allowed_s += _ALLOWANCE_S
+        self._go_on()
         self.changed.set()
+
+    def _hold_up(self) -> None:
+        if not self._held_up:
+            self._held_up_since = self._loop.time()
+        self._held_up += 1
+
+    def _go_on(self) -> None:
+        self._held_up -= 1
+        if not self._held_up and self._held_up_since is not None:
+            self._held_up_s += self._loop.time() - self._held_up_since
+            self._held_up_since = None

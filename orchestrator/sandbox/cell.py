@@ -23,6 +23,10 @@ _SECOND_LOOK_S = 1.0
 _LOOK_S = 0.5  # at least so much between two looks at a cell that waits for an answer
 
 
+class OutOfTime(Exception):
+    """The cell has run for longer than its guest may let it."""
+
+
 def check_time_limit(time_limit_s: float | None) -> None:
     """Raises `InvalidInput` for a limit that is none: what each end makes of such a number may differ."""
     if time_limit_s is not None and not 0 < time_limit_s < math.inf:
@@ -74,7 +78,7 @@ class RunningCell:
             self._result.set_exception(error)
 
     async def wait(self, limit_s: float) -> CellResult:
-        """The result. Raises `TimeoutError` when the cell has run for so long, waiting for answers not counted."""
+        """The result. Raises `OutOfTime` when the cell has run for so long, waiting for answers not counted."""
         self._watch = self._loop.call_later(limit_s, self._look, limit_s, False)
         try:
             return await self._result
@@ -87,7 +91,7 @@ class RunningCell:
             left_s, suspected = max(left_s, _LOOK_S), False
         elif left_s <= 0:
             if suspected:
-                self.fail(TimeoutError())
+                self.fail(OutOfTime())
                 return
             # A process that was itself held up, or stopped, reads what has come before it judges.
             left_s, suspected = min(_SECOND_LOOK_S, limit_s), True

@@ -134,10 +134,9 @@ class UnaryCall:
 
     async def read(self) -> bytes:
         """Waits for the question. Raises `BadMessage`."""
-        granted = False
         while (message := self.arrived()) is None:
-            if not granted and (missing := self._incoming.missing()) is not None:
-                granted = True
+            # Again when the other end pads what it sends: that takes room, too.
+            if (missing := self._incoming.missing()) is not None and missing > self._stream.room:
                 self._http.grant(self._stream, missing - self._stream.room)
                 self._flush()
             await self._change()

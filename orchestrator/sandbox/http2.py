@@ -29,13 +29,21 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_
 )
 _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _PRIORITIZED = 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE = 1
 _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = range(3, 7)
 
 _DEFAULT_MAX_FRAME = 16_384
+_DEFAULT_TABLE = 4_096
+_NO_TABLE = b"\x20"  # a dynamic table size update, RFC 7541, section 6.3
 _MOST_MAX_FRAME = (1 << 24) - 1
 _MAX_WINDOW = (1 << 31) - 1
 _MAX_FRAME = 64 << 10  # bytes of one that comes in
 _MAX_HEADER_BYTES = 16 << 10  # of a block, and of what it unpacks to
+_MAX_LITERALS = 32  # in a block that is read without the decoder
+_MAX_SETTINGS = 64  # in a frame; there are not ten that are known
+# What takes longer than a frame counts as more of them; measured, at the slow end.
+_STREAMS_A_FRAME = 16  # whose windows change with a setting, and that may then send
+_BLOCK_BYTES_A_FRAME = 8  # for the decoder, of indexed fields or Huffman's code
 _CONNECTION_WINDOW = 1 << 20  # given back as it is used: what is held is bounded by the streams' windows
 
 
@@ -82,7 +90,7 @@ class Connection:
     def __init__(self, max_streams: int, begin: Callable[[Stream, list[Header]], StreamOwner | None]) -> None:
         self._begin = begin
         self._max_streams = max_streams
-        self.frames = 0  # that have come in
+        self.frames = 0  # that have come in, those that take long as several
         self._streams: dict[int, Stream] = {}
         self._sending: deque[Stream] = deque()  # those with something to send, in turn
         self._last = 0
@@ -93,6 +101,8 @@ class Connection:
         self._preface = PREFACE
         self._greeted = False
         self._decoder: Any = None
+        self._small_table = False  # the other end has no room for the table that we do not use
+        self._update = b""  # what the next block of ours begins with
         self._block: tuple[int, int, bytearray] | None = None  # a header block that is continued: stream, flags, bytes
         self._control = bytearray()
         settings = (
@@ -113,7 +123,7 @@ class Connection:
     def headers(self, stream: Stream, block: bytes, *, last: bool = False) -> None:
         """Begins a response with this header block; `last` when it is all of it."""
         if stream.number in self._streams:
-            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, block)
+            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, self._updated(block))
             if last:
                 self._close(stream)
 
@@ -167,7 +177,7 @@ class Connection:
             stream.window -= size
             _put_frame(out, _DATA, 0, stream.number, piece[:size])
         if stream.trailers is not None:
-            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, stream.trailers)
+            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, self._updated(stream.trailers))
             self._close(stream)
 
     def _close(self, stream: Stream) -> None:
@@ -180,6 +190,11 @@ class Connection:
 
     def _put(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         _put_frame(self._control, kind, flags, number, payload)
+
+    def _updated(self, block: bytes) -> bytes:
+        """A block as it must go out: the first one after the table got smaller says so (RFC 7541, section 4.2)."""
+        update, self._update = self._update, b""
+        return update + block
 
     def _forget(self, stream: Stream) -> None:
         if stream.pending or stream.trailers is not None:
@@ -325,17 +340,26 @@ class Connection:
             raise Http2Error("settings that are none", FRAME_SIZE_ERROR)
         if flags & _ACK:
             return
+        if len(payload) > _MAX_SETTINGS * _SETTING.size:
+            raise Http2Error("more settings than there are", ENHANCE_YOUR_CALM)
+        window = self._initial_window
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == _INITIAL_WINDOW_SIZE:
                 if value > _MAX_WINDOW:
                     raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
-                for stream in self._streams.values():
-                    self._widen(stream, value - self._initial_window)
-                self._initial_window = value
+                window = value
             elif setting == _MAX_FRAME_SIZE:
                 if not _DEFAULT_MAX_FRAME <= value <= _MOST_MAX_FRAME:
                     raise Http2Error("frames of no possible size")
                 self._max_frame = value
+            elif setting == _HEADER_TABLE_SIZE and value < _DEFAULT_TABLE and not self._small_table:
+                self._small_table, self._update = True, _NO_TABLE
+        if window != self._initial_window:
+            # Once a frame, however often it is set there: each time takes as long as there are streams.
+            self.frames += len(self._streams) // _STREAMS_A_FRAME
+            for stream in self._streams.values():
+                self._widen(stream, window - self._initial_window)
+            self._initial_window = window
         self._put(_SETTINGS, _ACK, 0, b"")
 
     def _on_window_update(self, number: int, size: int) -> None:
@@ -371,6 +395,7 @@ class Connection:
             return headers
         import hpack
 
+        self.frames += len(block) // _BLOCK_BYTES_A_FRAME
         if self._decoder is None:
             self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BYTES)
         try:
@@ -383,10 +408,12 @@ _INDEXED = {0x83: (b":method", b"POST"), 0x86: (b":scheme", b"http")}  # of the 
 
 
 def _literals(block: bytes) -> list[Header] | None:
-    """The headers of a block of plain literals that enter no table; None for any other."""
+    """The headers of a block of a few plain literals that enter no table; None for any other."""
     headers: list[Header] = []
     at = 0
     while at < len(block):
+        if len(headers) == _MAX_LITERALS:
+            return None
         if (indexed := _INDEXED.get(block[at])) is not None:
             headers.append(indexed)
             at += 1

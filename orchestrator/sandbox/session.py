@@ -17,7 +17,7 @@ from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import pace, wire, wire_out
 from orchestrator.sandbox.asks import AskCancelled, AskNotNow
-from orchestrator.sandbox.cell import RunningCell, check_time_limit
+from orchestrator.sandbox.cell import OutOfTime, RunningCell, check_time_limit
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.files import FileTransfers
 from orchestrator.sandbox.hearing import Hearing
@@ -169,7 +169,7 @@ class GuestSession:
         self._send(wire_out.run_message(cell.number, code, limit, limits.cell_grace_s))
         try:
             return await cell.wait(limit + 2 * limits.cell_grace_s + _BACKSTOP_MARGIN_S)
-        except TimeoutError:
+        except OutOfTime:
             self.lose(LossCause.UNRESPONSIVE, f"a cell with a limit of {limit:g} s neither ended nor was killed")
             raise self._lost() from None
         except BaseException:

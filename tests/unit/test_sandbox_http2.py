@@ -10,6 +10,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 import hpack
 import pytest
 from hypothesis import given, settings
@@ -103,6 +104,7 @@ def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
 
 GREETING = http2.PREFACE + frame(4, 0, 0)
 BLOCK = hpack.Encoder().encode(REQUEST)
+LITERALS = b"\0\1a\1b"
 
 
 def greeted(max_streams: int = 8) -> tuple[http2.Connection, list[Owner]]:
@@ -260,6 +262,20 @@ def test_windows_and_frames_follow_the_clients_settings() -> None:
     assert [len(event.data) for event in peer.seen(h2.events.DataReceived, number)] == [10, 20_000, 20_000]
 
 
+def test_a_client_without_a_table_is_told_that_none_is_used() -> None:
+    """RFC 7541, section 4.2: a decoder that takes it exactly ends the connection otherwise."""
+    peer = Peer()
+    number = peer.request(b"x")
+    peer.exchange()
+    peer.client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    peer.exchange()
+    peer.server.headers(peer.streams[0], b"\x88" + LITERALS)
+    peer.server.send(peer.streams[0], b"yes", trailers=LITERALS)
+    peer.exchange()
+    assert peer.body(number) == b"yes"
+    assert peer.seen(h2.events.StreamEnded, number)
+
+
 @pytest.mark.parametrize(
     ("noise", "code"),
     [
@@ -279,6 +295,7 @@ def test_windows_and_frames_follow_the_clients_settings() -> None:
         (frame(4, 0, 0, b"\0\4\x80\0\0\0"), http2.FLOW_CONTROL_ERROR),
         (frame(4, 0, 0, b"\0\5\0\0\0\1"), http2.PROTOCOL_ERROR),
         (frame(4, 0, 0, b"\0\4"), http2.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0, b"\0\4\0\0\0\1" * 65), http2.ENHANCE_YOUR_CALM),
         (frame(4, 0, 0) + frame(4, 1, 0, b"\0"), http2.FRAME_SIZE_ERROR),
         (frame(4, 0, 0) + frame(1, 4, 1, b"\xff\xff\xff"), http2.COMPRESSION_ERROR),
         (frame(4, 0, 0) + b"\xff\xff\xff" + bytes(6), http2.FRAME_SIZE_ERROR),
@@ -289,6 +306,26 @@ def test_what_no_client_may_say_ends_the_connection(noise: bytes, code: int) -> 
     with pytest.raises(http2.Http2Error) as error:
         connection.receive(memoryview(http2.PREFACE + noise))
     assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("block", "frames"), [(b"\x82" * 380, 48), (b"\0\0\0" * 400, 151), (b"\0\1a\1b" * 8, 1), (b"\x82", 1)]
+)
+def test_a_block_that_takes_the_decoder_long_counts_as_many_frames(block: bytes, frames: int) -> None:
+    connection, _ = greeted()
+    connection.receive(memoryview(frame(1, 4, 1, block)))
+    assert connection.frames - 1 == frames
+
+
+def test_a_window_that_is_set_often_in_one_frame_changes_once_and_counts_for_each_stream() -> None:
+    connection, _ = greeted(64)
+    for number in range(1, 128, 2):
+        connection.receive(memoryview(frame(1, 4, number, LITERALS)))
+    before = connection.frames
+    connection.receive(memoryview(frame(4, 0, 0, b"\0\4\0\0\0\1\0\4\0\0\0\2")))
+    assert connection.frames - before == 1 + 64 // 16
+    connection.receive(memoryview(frame(4, 0, 0, b"\0\4\0\0\0\2")))
+    assert connection.frames - before == 2 + 64 // 16
 
 
 def test_a_block_that_is_continued_without_end_is_cut_off() -> None:
@@ -326,7 +363,7 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
         said = said[cut:]
     connection.receive(memoryview(said))
     [owner] = owners
-    assert (bytes(owner.body), owner.said, connection.frames) == (b"hello world", ["last"], 5)
+    assert (bytes(owner.body), owner.said, connection.frames) == (b"hello world", ["last"], 5 + len(BLOCK) // 8)
 
 
 FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40))
