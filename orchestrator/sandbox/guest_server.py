@@ -193,10 +193,8 @@ class GuestServer:
                         raise TooManyAsks(f"the question did not come within {_READ_TIMEOUT_S:g} s") from None
 
     async def _within_pace(self, cell: RunningCell) -> None:
-        if self._session.wait_s() <= 0:
-            return
-        with cell.asks.held_up():
-            while (wait_s := self._session.wait_s()) > 0:
+        while (wait_s := self._session.wait_s()) > 0:
+            with cell.asks.held_up():
                 await asyncio.sleep(wait_s)
 
     async def _answer(
@@ -254,7 +252,9 @@ class _GuestConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        if len(self._all) >= _MAX_CONNECTIONS:
+        self._session.charge(pace.CALL_S)
+        # One that was accepted before the end, and is told of after it, is nobody's any more.
+        if len(self._all) >= _MAX_CONNECTIONS or self._session.over:
             transport.abort()
             return
         transport.set_write_buffer_limits(_WRITE_BYTES)
@@ -285,7 +285,8 @@ class _GuestConnection(asyncio.BufferedProtocol):
             return
         finally:
             self._receiving = False
-        self._session.charge((self.http.frames - frames) * pace.FRAME_S + size * pace.BYTE_S)
+        frames = self.http.frames - frames
+        self._session.charge(pace.READ_S + frames * pace.FRAME_S + size * pace.BYTE_S)
         self.flush()
         self._slow_down()
 

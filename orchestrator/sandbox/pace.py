@@ -13,6 +13,7 @@ from collections.abc import Callable
 CALL_S = 0.000_2  # a call, whatever becomes of it
 QUESTION_S = 0.000_1  # with its two events, and what reads those
 MESSAGE_S = 0.000_05  # of the stream
+READ_S = 0.000_02  # of the socket, however little comes
 FRAME_S = 0.000_02  # of HTTP/2, whatever is in it
 BYTE_S = 0.004 / (1 << 20)  # parsed, hashed, copied
 # On top, for a call that is refused: the guest of ours keeps to the rules itself, and sends a few in a race at most.

@@ -96,6 +96,11 @@ class GuestSession:
     def usable(self) -> bool:
         return self._state in (_State.ATTACHED, _State.OPEN) and not self._explaining
 
+    @property
+    def over(self) -> bool:
+        """Whether it is lost."""
+        return self._loss is not None
+
     # --- the host's side ---
 
     async def attached(self) -> None:
@@ -260,12 +265,14 @@ class GuestSession:
             self._tasks.spawn(self._explain(), f"{self.name}: why the stream ended")
 
     def charge(self, seconds: float) -> None:
-        """For what the guest has caused here, see `pace`; one that goes on above its share ends."""
-        if self._loss is None:
-            try:
-                self._pace.charge(seconds)
-            except pace.TooFast:
-                self.lose(LossCause.PROTOCOL, "more calls, questions or bytes than one sandbox may send")
+        """For what the guest has caused here, see `pace`; one that goes on above its share ends.
+
+        One that has ended goes on being charged, and is read no faster: its owner may take a while to close it.
+        """
+        try:
+            self._pace.charge(seconds)
+        except pace.TooFast:
+            self.lose(LossCause.PROTOCOL, "more calls, questions or bytes than one sandbox may send")
 
     def charge_refused(self) -> None:
         """For a question that was refused, in place of `charge`: above its pace, no guest of ours sends another."""
