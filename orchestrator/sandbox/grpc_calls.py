@@ -147,7 +147,8 @@ class UnaryCall:
         prefix = _PREFIX.pack(0, sum(map(len, pieces)))
         self._incoming.clear()
         self._http.headers(self._stream, _RESPONSE)
-        self._http.send(self._stream, prefix, *pieces, trailers=_OK)
+        # Joined, since each piece would be a frame of its own.
+        self._http.send(self._stream, prefix + b"".join(pieces), trailers=_OK)
         self._flush()
         while not self._over:
             await self._change()

@@ -193,10 +193,8 @@ class GuestServer:
                         raise TooManyAsks(f"the question did not come within {_READ_TIMEOUT_S:g} s") from None
 
     async def _within_pace(self, cell: RunningCell) -> None:
-        if self._session.wait_s() <= 0:
-            return
-        with cell.asks.held_up():
-            while (wait_s := self._session.wait_s()) > 0:  # noqa: ASYNC110 - others may use up what it waits for
+        while (wait_s := self._session.wait_s()) > 0:
+            with cell.asks.held_up():
                 await asyncio.sleep(wait_s)
 
     async def _answer(

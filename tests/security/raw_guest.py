@@ -79,6 +79,8 @@ class RawGuest:
                 found = {_text(name): _text(value) for name, value in event.headers or ()}
                 if "grpc-status" in found and event.stream_id is not None:
                     self.statuses[event.stream_id] = found["grpc-status"]
+                elif found.get(":status", "200") != "200" and event.stream_id is not None:
+                    self.statuses[event.stream_id] = f"HTTP {found[':status']}"  # for what is no call of gRPC
             case h2.events.StreamReset():
                 self.resets.add(event.stream_id or 0)
             case h2.events.ConnectionTerminated():
