@@ -11,7 +11,8 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 
-from orchestrator.sandbox.http2 import STREAM_WINDOW, Connection, Header, Stream
+from orchestrator.sandbox.http2 import STREAM_WINDOW, Connection, Stream
+from orchestrator.sandbox.http2_headers import Header
 
 OK, CANCELLED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 0, 1, 3, 8
 FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL = 9, 12, 13

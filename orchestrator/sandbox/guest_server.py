@@ -15,7 +15,9 @@ from orchestrator.sandbox import grpc_calls, pace, wire, wire_out
 from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT, AskNotNow, AskRefused, TooManyAsks
 from orchestrator.sandbox.cell import RunningCell
 from orchestrator.sandbox.grpc_calls import MessageStream, UnaryCall
-from orchestrator.sandbox.http2 import Connection, Header, Http2Error, Stream, StreamOwner
+from orchestrator.sandbox.http2 import Connection, Stream, StreamOwner
+from orchestrator.sandbox.http2_frames import Http2Error
+from orchestrator.sandbox.http2_headers import Header
 from orchestrator.sandbox.session import GuestSession
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
 from orchestrator.sandbox.unread import Unread

@@ -9,50 +9,31 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-Header = tuple[bytes, bytes]
+from orchestrator.sandbox import http2_frames as frame
+from orchestrator.sandbox.http2_frames import (
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    MAX_NUMBER,
+    NO_ERROR,
+    REFUSED_STREAM,
+    Http2Error,
+    put_frame,
+    unpadded,
+)
+from orchestrator.sandbox.http2_headers import DEFAULT_TABLE, MAX_HEADER_BYTES, NO_TABLE, Header, HeaderReader
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR = 0x0, 0x1, 0x3, 0x6
-REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x7, 0x9, 0xB
 STREAM_WINDOW = 65_535  # bytes of a request that come before anybody has asked for more; the protocol's own default
 CHUNK = 64 << 10  # bytes that are sent of one stream before the next has its turn
 
-_FRAME = struct.Struct("!HBBBI")  # the length's upper two bytes and its last one, type, flags, stream
-_SETTING = struct.Struct("!HI")
-_NUMBER = struct.Struct("!I")
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
-    0,
-    1,
-    *range(3, 10),
-)
-_END_STREAM = _ACK = 0x1
-_END_HEADERS, _PADDED, _PRIORITIZED = 0x4, 0x8, 0x20
-_HEADER_TABLE_SIZE = 1
-_MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = range(3, 7)
-
 _DEFAULT_MAX_FRAME = 16_384
-_DEFAULT_TABLE = 4_096
-_NO_TABLE = b"\x20"  # a dynamic table size update, RFC 7541, section 6.3
 _MOST_MAX_FRAME = (1 << 24) - 1
-_MAX_WINDOW = (1 << 31) - 1
 _MAX_FRAME = 64 << 10  # bytes of one that comes in
-_MAX_HEADER_BYTES = 16 << 10  # of a block, and of what it unpacks to
-_MAX_LITERALS = 32  # in a block that is read without the decoder
 _MAX_SETTINGS = 64  # in a frame; there are not ten that are known
-# What takes longer than a frame counts as more of them; measured, at the slow end.
-_STREAMS_A_FRAME = 16  # whose windows change with a setting, and that may then send
-_BLOCK_BYTES_A_FRAME = 8  # for the decoder, of indexed fields or Huffman's code
+_STREAMS_A_FRAME = 16  # whose windows change with a setting, and that may then send: as long as a frame takes
 _CONNECTION_WINDOW = 1 << 20  # given back as it is used: what is held is bounded by the streams' windows
-
-
-class Http2Error(Exception):
-    """The other end does not speak HTTP/2 as it should: the connection ends. The text holds nothing that it chose."""
-
-    def __init__(self, text: str, code: int = PROTOCOL_ERROR) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class StreamOwner(Protocol):
@@ -98,20 +79,20 @@ class Connection:
         self._max_frame = _DEFAULT_MAX_FRAME
         self._unreturned = 0
         self._rest = bytearray()
-        self._preface = PREFACE
+        self._preface = frame.PREFACE
         self._greeted = False
-        self._decoder: Any = None
+        self._headers = HeaderReader()
         self._small_table = False  # the other end has no room for the table that we do not use
         self._update = b""  # what the next block of ours begins with
         self._block: tuple[int, int, bytearray] | None = None  # a header block that is continued: stream, flags, bytes
         self._control = bytearray()
         settings = (
-            (_MAX_CONCURRENT_STREAMS, max_streams),
-            (_MAX_FRAME_SIZE, _MAX_FRAME),
-            (_MAX_HEADER_LIST_SIZE, _MAX_HEADER_BYTES),
+            (frame.MAX_CONCURRENT_STREAMS, max_streams),
+            (frame.MAX_FRAME_SIZE, _MAX_FRAME),
+            (frame.MAX_HEADER_LIST_SIZE, MAX_HEADER_BYTES),
         )
-        self._put(_SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings))
-        self._put(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(_CONNECTION_WINDOW - STREAM_WINDOW))
+        self._put(frame.SETTINGS, 0, 0, b"".join(frame.SETTING.pack(*setting) for setting in settings))
+        self._put(frame.WINDOW_UPDATE, 0, 0, frame.NUMBER.pack(_CONNECTION_WINDOW - STREAM_WINDOW))
 
     # --- out ---
 
@@ -123,7 +104,12 @@ class Connection:
     def headers(self, stream: Stream, block: bytes, *, last: bool = False) -> None:
         """Begins a response with this header block; `last` when it is all of it."""
         if stream.number in self._streams:
-            self._put(_HEADERS, _END_HEADERS | (_END_STREAM if last else 0), stream.number, self._updated(block))
+            self._put(
+                frame.HEADERS,
+                frame.END_HEADERS | (frame.END_STREAM if last else 0),
+                stream.number,
+                self._updated(block),
+            )
             if last:
                 self._close(stream)
 
@@ -140,17 +126,17 @@ class Connection:
         """Lets so many bytes more of a request come, than have been let until now."""
         if size > 0 and not stream.asked and stream.number in self._streams:
             stream.room += size
-            self._put(_WINDOW_UPDATE, 0, stream.number, _NUMBER.pack(size))
+            self._put(frame.WINDOW_UPDATE, 0, stream.number, frame.NUMBER.pack(size))
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream at once; its owner is told nothing more."""
         if self._streams.pop(stream.number, None) is not None:
             self._forget(stream)
-            self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(code))
+            self._put(frame.RST_STREAM, 0, stream.number, frame.NUMBER.pack(code))
 
     def goodbye(self, code: int) -> None:
         """Says that this end will close, and why."""
-        self._put(_GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(code))
+        self._put(frame.GOAWAY, 0, 0, frame.NUMBER.pack(self._last) + frame.NUMBER.pack(code))
 
     def take(self) -> bytes:
         """What to send next, a little more than CHUNK at most beside what control needs; empty when there is none."""
@@ -175,21 +161,23 @@ class Connection:
                 pending.appendleft(piece[size:])
             self._window -= size
             stream.window -= size
-            _put_frame(out, _DATA, 0, stream.number, piece[:size])
+            put_frame(out, frame.DATA, 0, stream.number, piece[:size])
         if stream.trailers is not None:
-            _put_frame(out, _HEADERS, _END_HEADERS | _END_STREAM, stream.number, self._updated(stream.trailers))
+            put_frame(
+                out, frame.HEADERS, frame.END_HEADERS | frame.END_STREAM, stream.number, self._updated(stream.trailers)
+            )
             self._close(stream)
 
     def _close(self, stream: Stream) -> None:
         """The response is whole; what is left of the request is not wanted (section 8.1)."""
         del self._streams[stream.number]
         if not stream.asked:
-            self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(NO_ERROR))
+            self._put(frame.RST_STREAM, 0, stream.number, frame.NUMBER.pack(NO_ERROR))
         if stream.owner is not None:
             stream.owner.sent()
 
     def _put(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        _put_frame(self._control, kind, flags, number, payload)
+        put_frame(self._control, kind, flags, number, payload)
 
     def _updated(self, block: bytes) -> bytes:
         """A block as it must go out: the first one after the table got smaller says so (RFC 7541, section 4.2)."""
@@ -226,52 +214,52 @@ class Connection:
     def _receive(self, view: memoryview) -> int:
         at, most = 0, len(view)
         try:
-            while most - at >= _FRAME.size:
-                high, low, kind, flags, number = _FRAME.unpack_from(view, at)
+            while most - at >= frame.FRAME.size:
+                high, low, kind, flags, number = frame.FRAME.unpack_from(view, at)
                 length = high << 8 | low
                 if length > _MAX_FRAME:
                     raise Http2Error("a frame larger than was allowed", FRAME_SIZE_ERROR)
-                start = at + _FRAME.size
+                start = at + frame.FRAME.size
                 if most - start < length:
                     break
                 at = start + length
                 self.frames += 1
                 with view[start:at] as payload:
-                    self._frame(kind, flags, number & _MAX_WINDOW, payload)
+                    self._frame(kind, flags, number & MAX_NUMBER, payload)
         except struct.error:
             raise Http2Error("a frame of a wrong size", FRAME_SIZE_ERROR) from None
         return at
 
     def _frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
         if not self._greeted:
-            if kind != _SETTINGS or flags & _ACK:
+            if kind != frame.SETTINGS or flags & frame.ACK:
                 raise Http2Error("a connection that does not begin with settings")
             self._greeted = True
-        if self._block is not None and kind != _CONTINUATION:
+        if self._block is not None and kind != frame.CONTINUATION:
             raise Http2Error("a header block that is not continued")
-        if kind == _DATA:
+        if kind == frame.DATA:
             self._on_data(flags, number, payload)
-        elif kind == _HEADERS:
-            with _unpadded(flags, payload) as whole, whole[5 if flags & _PRIORITIZED else 0 :] as block:
+        elif kind == frame.HEADERS:
+            with unpadded(flags, payload) as whole, whole[5 if flags & frame.PRIORITIZED else 0 :] as block:
                 self._on_block(number, flags, flags, bytearray(block))
-        elif kind == _CONTINUATION:
+        elif kind == frame.CONTINUATION:
             if self._block is None or self._block[0] != number:
                 raise Http2Error("the continuation of nothing")
             _, first_flags, begun = self._block
             begun += payload
             self._on_block(number, first_flags, flags, begun)
-        elif kind == _RST_STREAM:
+        elif kind == frame.RST_STREAM:
             self._on_reset(number, payload)
-        elif kind == _SETTINGS:
+        elif kind == frame.SETTINGS:
             self._on_settings(flags, number, payload)
-        elif kind == _PING:
+        elif kind == frame.PING:
             if len(payload) != 8 or number:
                 raise Http2Error("a ping that is none", FRAME_SIZE_ERROR)
-            if not flags & _ACK:
-                self._put(_PING, _ACK, 0, bytes(payload))
-        elif kind == _WINDOW_UPDATE:
-            self._on_window_update(number, _NUMBER.unpack(payload)[0] & _MAX_WINDOW)
-        elif kind == _PUSH_PROMISE:
+            if not flags & frame.ACK:
+                self._put(frame.PING, frame.ACK, 0, bytes(payload))
+        elif kind == frame.WINDOW_UPDATE:
+            self._on_window_update(number, frame.NUMBER.unpack(payload)[0] & MAX_NUMBER)
+        elif kind == frame.PUSH_PROMISE:
             raise Http2Error("a push from a client")
         # What is left are priorities, goodbyes, and kinds that do not exist yet (section 5.5).
 
@@ -279,7 +267,7 @@ class Connection:
         size = len(payload)  # padding counts, too
         self._unreturned += size
         if self._unreturned > _CONNECTION_WINDOW // 2:
-            self._put(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(self._unreturned))
+            self._put(frame.WINDOW_UPDATE, 0, 0, frame.NUMBER.pack(self._unreturned))
             self._unreturned = 0
         stream = self._streams.get(number)
         if stream is None:
@@ -290,20 +278,21 @@ class Connection:
         stream.room -= size
         if stream.room < 0:
             raise Http2Error("more than a window has room for", FLOW_CONTROL_ERROR)
-        stream.asked = bool(flags & _END_STREAM)
+        stream.asked = bool(flags & frame.END_STREAM)
         if stream.owner is not None:
-            with _unpadded(flags, payload) as data:
+            with unpadded(flags, payload) as data:
                 stream.owner.data(data, stream.asked)
 
     def _on_block(self, number: int, first_flags: int, flags: int, block: bytearray) -> None:
-        if len(block) > _MAX_HEADER_BYTES:
+        if len(block) > MAX_HEADER_BYTES:
             raise Http2Error("a header block that is too long", ENHANCE_YOUR_CALM)
-        if not flags & _END_HEADERS:
+        if not flags & frame.END_HEADERS:
             self._block = number, first_flags, block
             return
         self._block = None
-        headers = self._decoded(bytes(block))  # always: the table is the whole connection's
-        last = bool(first_flags & _END_STREAM)
+        headers, frames = self._headers.read(bytes(block))  # always: the table is the whole connection's
+        self.frames += frames
+        last = bool(first_flags & frame.END_STREAM)
         stream = self._streams.get(number)
         if stream is not None:
             if stream.asked or not last:
@@ -319,7 +308,7 @@ class Connection:
 
     def _on_request(self, number: int, headers: list[Header], last: bool) -> None:
         if len(self._streams) >= self._max_streams:
-            self._put(_RST_STREAM, 0, number, _NUMBER.pack(REFUSED_STREAM))
+            self._put(frame.RST_STREAM, 0, number, frame.NUMBER.pack(REFUSED_STREAM))
             return
         stream = self._streams[number] = Stream(number, self._initial_window)
         stream.asked = last
@@ -329,45 +318,45 @@ class Connection:
             owner.data(memoryview(b""), True)
 
     def _on_reset(self, number: int, payload: memoryview) -> None:
-        _NUMBER.unpack(payload)
+        frame.NUMBER.unpack(payload)
         if (stream := self._streams.get(number)) is not None:
             self._lose(stream)
         else:
             self._check_begun(number)
 
     def _on_settings(self, flags: int, number: int, payload: memoryview) -> None:
-        if number or (flags & _ACK and payload):
+        if number or (flags & frame.ACK and payload):
             raise Http2Error("settings that are none", FRAME_SIZE_ERROR)
-        if flags & _ACK:
+        if flags & frame.ACK:
             return
-        if len(payload) > _MAX_SETTINGS * _SETTING.size:
+        if len(payload) > _MAX_SETTINGS * frame.SETTING.size:
             raise Http2Error("more settings than there are", ENHANCE_YOUR_CALM)
         window = self._initial_window
-        for setting, value in _SETTING.iter_unpack(payload):
-            if setting == _INITIAL_WINDOW_SIZE:
-                if value > _MAX_WINDOW:
+        for setting, value in frame.SETTING.iter_unpack(payload):
+            if setting == frame.INITIAL_WINDOW_SIZE:
+                if value > MAX_NUMBER:
                     raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
                 window = value
-            elif setting == _MAX_FRAME_SIZE:
+            elif setting == frame.MAX_FRAME_SIZE:
                 if not _DEFAULT_MAX_FRAME <= value <= _MOST_MAX_FRAME:
                     raise Http2Error("frames of no possible size")
                 self._max_frame = value
-            elif setting == _HEADER_TABLE_SIZE and value < _DEFAULT_TABLE and not self._small_table:
-                self._small_table, self._update = True, _NO_TABLE
+            elif setting == frame.HEADER_TABLE_SIZE and value < DEFAULT_TABLE and not self._small_table:
+                self._small_table, self._update = True, NO_TABLE
         if window != self._initial_window:
             # Once a frame, however often it is set there: each time takes as long as there are streams.
             self.frames += len(self._streams) // _STREAMS_A_FRAME
             for stream in self._streams.values():
                 self._widen(stream, window - self._initial_window)
             self._initial_window = window
-        self._put(_SETTINGS, _ACK, 0, b"")
+        self._put(frame.SETTINGS, frame.ACK, 0, b"")
 
     def _on_window_update(self, number: int, size: int) -> None:
         if not size:
             raise Http2Error("a window that grows by nothing")
         if not number:
             self._window += size
-            if self._window > _MAX_WINDOW:
+            if self._window > MAX_NUMBER:
                 raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
         elif (stream := self._streams.get(number)) is not None:
             self._widen(stream, size)
@@ -376,7 +365,7 @@ class Connection:
 
     def _widen(self, stream: Stream, size: int) -> None:
         stream.window += size
-        if stream.window > _MAX_WINDOW:
+        if stream.window > MAX_NUMBER:
             raise Http2Error("a window that is too large", FLOW_CONTROL_ERROR)
 
     def _check_begun(self, number: int) -> None:
@@ -388,58 +377,3 @@ class Connection:
         self._forget(stream)
         if stream.owner is not None:
             stream.owner.lost()
-
-    def _decoded(self, block: bytes) -> list[Header]:
-        # Our agent's blocks need no table, and so no decoder, whose tables take longer to import than a cell runs.
-        if (headers := _literals(block)) is not None:
-            return headers
-        import hpack
-
-        self.frames += len(block) // _BLOCK_BYTES_A_FRAME
-        if self._decoder is None:
-            self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BYTES)
-        try:
-            return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
-        except hpack.HPACKError:
-            raise Http2Error("a header block that is none, or too long", COMPRESSION_ERROR) from None
-
-
-_INDEXED = {0x83: (b":method", b"POST"), 0x86: (b":scheme", b"http")}  # of the static table, RFC 7541, appendix A
-
-
-def _literals(block: bytes) -> list[Header] | None:
-    """The headers of a block of a few plain literals that enter no table; None for any other."""
-    headers: list[Header] = []
-    at = 0
-    while at < len(block):
-        if len(headers) == _MAX_LITERALS:
-            return None
-        if (indexed := _INDEXED.get(block[at])) is not None:
-            headers.append(indexed)
-            at += 1
-            continue
-        texts: list[bytes] = []
-        if block[at]:
-            return None
-        at += 1
-        for _ in range(2):
-            length = block[at] if at < len(block) else 255
-            texts.append(block[at + 1 : at + 1 + length])
-            at += 1 + length
-            if length >= 127 or at > len(block):
-                return None
-        headers.append((texts[0], texts[1]))
-    return headers
-
-
-def _put_frame(out: bytearray, kind: int, flags: int, number: int, payload: bytes | memoryview) -> None:
-    out += _FRAME.pack(len(payload) >> 8, len(payload) & 255, kind, flags, number)
-    out += payload
-
-
-def _unpadded(flags: int, payload: memoryview) -> memoryview:
-    if not flags & _PADDED:
-        return payload[:]
-    if not payload or payload[0] >= len(payload):
-        raise Http2Error("more padding than there are bytes")
-    return payload[1 : len(payload) - payload[0]]

@@ -16,7 +16,7 @@ from orchestrator.errors import LossCause
 from orchestrator.sandbox import pace
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.guest_server import GuestServer
-from orchestrator.sandbox.http2 import PREFACE
+from orchestrator.sandbox.http2_frames import PREFACE
 from orchestrator.sandbox.session import GuestSession
 from tests.contract.test_sandbox_session import LIMITS
 

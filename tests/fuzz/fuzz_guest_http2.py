@@ -6,8 +6,8 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["orchestrator.sandbox.http2", "orchestrator.sandbox.grpc_calls"]):
-    from orchestrator.sandbox.http2 import PREFACE
+with atheris.instrument_imports(include=["orchestrator.sandbox"]):
+    from orchestrator.sandbox.http2_frames import PREFACE
     from tests.security.test_entry_points_are_total import read_guests_http2
 
 

@@ -21,7 +21,7 @@ from orchestrator.hosting.principals import Principal
 from orchestrator.hosting.run_desk import RunDesk
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.protocol.rlm.v1 import run_pb2, sandbox_pb2
-from orchestrator.sandbox import grpc_calls, http2, wire, wire_shape
+from orchestrator.sandbox import grpc_calls, http2, http2_frames, http2_headers, wire, wire_shape
 from orchestrator.server import calls, orders
 from orchestrator.server.tokens import Tokens
 from tests.security.test_readers_are_total import _mutated as mutated
@@ -103,7 +103,7 @@ def read_guests_http2(data: bytes, cut: int = 11) -> None:
     """As the host reads a guest's connection, piece by piece, answering each call at once; what it says is bounded."""
     connection = http2.Connection(8, lambda stream, headers: answered(stream, headers))
 
-    def answered(stream: http2.Stream, headers: list[http2.Header]) -> _Ignored:
+    def answered(stream: http2.Stream, headers: list[http2_headers.Header]) -> _Ignored:
         grpc_calls.path_of(headers)
         connection.headers(stream, b"\x88")
         connection.send(stream, bytes(100_000), trailers=b"\x88")
@@ -114,12 +114,12 @@ def read_guests_http2(data: bytes, cut: int = 11) -> None:
             with memoryview(data)[start : start + cut] as piece:
                 connection.receive(piece)
             assert len(connection.take()) <= 200_000
-    except http2.Http2Error:
+    except http2_frames.Http2Error:
         pass
     connection.close()
 
 
-_CALLS = http2.PREFACE + b"".join(
+_CALLS = http2_frames.PREFACE + b"".join(
     len(payload).to_bytes(3) + bytes([kind, flags]) + number.to_bytes(4) + payload
     for kind, flags, number, payload in (
         (4, 0, 0, b"\0\4\0\1\0\0"),
@@ -137,7 +137,7 @@ _CALLS = http2.PREFACE + b"".join(
 @given(st.binary(max_size=300), st.integers(1, 64))
 @strict
 def test_a_guests_connection_of_any_bytes(data: bytes, cut: int) -> None:
-    read_guests_http2(http2.PREFACE + data, cut)
+    read_guests_http2(http2_frames.PREFACE + data, cut)
 
 
 @given(edits, st.integers(1, 64))

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.sandbox import grpc_calls, http2
+from orchestrator.sandbox import grpc_calls, http2, http2_frames, http2_headers
 from tests.unit.guest_modules import agent_grpc
 
 RESPONSE = [(":status", "200"), ("content-type", "application/grpc")]
@@ -28,7 +28,7 @@ REQUEST += [("te", "trailers"), ("content-type", "application/grpc")]
 class Owner:
     """Notes what comes on a stream."""
 
-    headers: list[http2.Header]
+    headers: list[http2_headers.Header]
     body: bytearray = field(default_factory=bytearray)
     said: list[str] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Peer:
         self.owners: list[Owner] = []
         self.events: list[Any] = []
 
-    def _begin(self, stream: http2.Stream, headers: list[http2.Header]) -> Owner:
+    def _begin(self, stream: http2.Stream, headers: list[http2_headers.Header]) -> Owner:
         self.streams.append(stream)
         self.owners.append(Owner(headers))
         return self.owners[-1]
@@ -102,7 +102,7 @@ def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3) + bytes([kind, flags]) + number.to_bytes(4) + payload
 
 
-GREETING = http2.PREFACE + frame(4, 0, 0)
+GREETING = http2_frames.PREFACE + frame(4, 0, 0)
 BLOCK = hpack.Encoder().encode(REQUEST)
 LITERALS = b"\0\1a\1b"
 
@@ -110,7 +110,7 @@ LITERALS = b"\0\1a\1b"
 def greeted(max_streams: int = 8) -> tuple[http2.Connection, list[Owner]]:
     owners: list[Owner] = []
 
-    def begin(_: http2.Stream, headers: list[http2.Header]) -> Owner:
+    def begin(_: http2.Stream, headers: list[http2_headers.Header]) -> Owner:
         owners.append(Owner(headers))
         return owners[-1]
 
@@ -144,14 +144,14 @@ def test_headers_that_need_the_table_are_read_as_they_were_sent() -> None:
 
 def test_the_agents_own_headers_are_read_without_a_decoder() -> None:
     block = agent_grpc._request_headers("/a.B/C")
-    assert http2._literals(block) == [(bytes(n), bytes(v)) for n, v in hpack.Decoder().decode(block, raw=True)]
-    assert grpc_calls.path_of(http2._literals(block) or []) == "/a.B/C"
+    assert http2_headers.literals(block) == [(bytes(n), bytes(v)) for n, v in hpack.Decoder().decode(block, raw=True)]
+    assert grpc_calls.path_of(http2_headers.literals(block) or []) == "/a.B/C"
 
 
 @given(st.binary(max_size=60))
 def test_what_is_read_without_a_decoder_is_what_a_decoder_reads(block: bytes) -> None:
     decoder = hpack.Decoder()
-    headers = http2._literals(block)
+    headers = http2_headers.literals(block)
     if headers is not None:
         assert headers == [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
         assert not decoder.header_table.dynamic_entries
@@ -190,9 +190,9 @@ def test_more_of_a_request_comes_when_it_is_granted() -> None:
 def test_more_than_was_granted_ends_the_connection() -> None:
     connection, _ = greeted()
     connection.receive(memoryview(frame(1, 4, 1, BLOCK)))
-    with pytest.raises(http2.Http2Error) as error:
+    with pytest.raises(http2_frames.Http2Error) as error:
         connection.receive(memoryview(frame(0, 0, 1, bytes(40_000)) * 2))
-    assert error.value.code == http2.FLOW_CONTROL_ERROR
+    assert error.value.code == http2_frames.FLOW_CONTROL_ERROR
 
 
 def test_requests_over_the_limit_are_refused_and_may_be_made_again() -> None:
@@ -200,7 +200,7 @@ def test_requests_over_the_limit_are_refused_and_may_be_made_again() -> None:
     for number in (1, 3, 5):
         connection.receive(memoryview(frame(1, 4, number, BLOCK)))
     assert len(owners) == 2
-    assert connection.take().endswith(frame(3, 0, 5, http2.REFUSED_STREAM.to_bytes(4)))
+    assert connection.take().endswith(frame(3, 0, 5, http2_frames.REFUSED_STREAM.to_bytes(4)))
     connection.receive(memoryview(frame(3, 0, 1, bytes(4))))
     connection.receive(memoryview(frame(1, 4, 7, BLOCK)))
     assert [owner.said for owner in owners] == [["lost"], [], []]
@@ -279,32 +279,32 @@ def test_a_client_without_a_table_is_told_that_none_is_used() -> None:
 @pytest.mark.parametrize(
     ("noise", "code"),
     [
-        (frame(6, 0, 0), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(0, 0, 1, b"x"), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(1, 4, 2, BLOCK), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(1, 0, 1, BLOCK) + frame(6, 0, 0, bytes(8)), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(9, 4, 1, BLOCK), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(1, 4, 1, BLOCK) * 2, http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(1, 5, 1, BLOCK) + frame(0, 0, 1, b"x"), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(1, 0xC, 1, b"\xff"), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(5, 4, 1, BLOCK), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(8, 0, 0, bytes(4)), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0) + frame(8, 0, 0, b"\x7f\xff\xff\xff"), http2.FLOW_CONTROL_ERROR),
-        (frame(4, 0, 0) + frame(8, 0, 0, b"\0"), http2.FRAME_SIZE_ERROR),
-        (frame(4, 0, 0) + frame(3, 0, 1, b"\0"), http2.FRAME_SIZE_ERROR),
-        (frame(4, 0, 0, b"\0\4\x80\0\0\0"), http2.FLOW_CONTROL_ERROR),
-        (frame(4, 0, 0, b"\0\5\0\0\0\1"), http2.PROTOCOL_ERROR),
-        (frame(4, 0, 0, b"\0\4"), http2.FRAME_SIZE_ERROR),
-        (frame(4, 0, 0, b"\0\4\0\0\0\1" * 65), http2.ENHANCE_YOUR_CALM),
-        (frame(4, 0, 0) + frame(4, 1, 0, b"\0"), http2.FRAME_SIZE_ERROR),
-        (frame(4, 0, 0) + frame(1, 4, 1, b"\xff\xff\xff"), http2.COMPRESSION_ERROR),
-        (frame(4, 0, 0) + b"\xff\xff\xff" + bytes(6), http2.FRAME_SIZE_ERROR),
+        (frame(6, 0, 0), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(0, 0, 1, b"x"), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(1, 4, 2, BLOCK), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(1, 0, 1, BLOCK) + frame(6, 0, 0, bytes(8)), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(9, 4, 1, BLOCK), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(1, 4, 1, BLOCK) * 2, http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(1, 5, 1, BLOCK) + frame(0, 0, 1, b"x"), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(1, 0xC, 1, b"\xff"), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(5, 4, 1, BLOCK), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(8, 0, 0, bytes(4)), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0) + frame(8, 0, 0, b"\x7f\xff\xff\xff"), http2_frames.FLOW_CONTROL_ERROR),
+        (frame(4, 0, 0) + frame(8, 0, 0, b"\0"), http2_frames.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0) + frame(3, 0, 1, b"\0"), http2_frames.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0, b"\0\4\x80\0\0\0"), http2_frames.FLOW_CONTROL_ERROR),
+        (frame(4, 0, 0, b"\0\5\0\0\0\1"), http2_frames.PROTOCOL_ERROR),
+        (frame(4, 0, 0, b"\0\4"), http2_frames.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0, b"\0\4\0\0\0\1" * 65), http2_frames.ENHANCE_YOUR_CALM),
+        (frame(4, 0, 0) + frame(4, 1, 0, b"\0"), http2_frames.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0) + frame(1, 4, 1, b"\xff\xff\xff"), http2_frames.COMPRESSION_ERROR),
+        (frame(4, 0, 0) + b"\xff\xff\xff" + bytes(6), http2_frames.FRAME_SIZE_ERROR),
     ],
 )
 def test_what_no_client_may_say_ends_the_connection(noise: bytes, code: int) -> None:
     connection = http2.Connection(8, lambda stream, headers: Owner(headers))
-    with pytest.raises(http2.Http2Error) as error:
-        connection.receive(memoryview(http2.PREFACE + noise))
+    with pytest.raises(http2_frames.Http2Error) as error:
+        connection.receive(memoryview(http2_frames.PREFACE + noise))
     assert error.value.code == code
 
 
@@ -332,9 +332,9 @@ def test_a_block_that_is_continued_without_end_is_cut_off() -> None:
     """CVE-2024-27316 and its like."""
     connection, _ = greeted()
     connection.receive(memoryview(frame(1, 0, 1, BLOCK)))
-    with pytest.raises(http2.Http2Error) as error:
+    with pytest.raises(http2_frames.Http2Error) as error:
         connection.receive(memoryview(frame(9, 0, 1, bytes(100)) * 10_000))
-    assert error.value.code == http2.ENHANCE_YOUR_CALM
+    assert error.value.code == http2_frames.ENHANCE_YOUR_CALM
 
 
 def test_a_small_block_that_unpacks_to_a_large_list_is_refused() -> None:
@@ -342,7 +342,7 @@ def test_a_small_block_that_unpacks_to_a_large_list_is_refused() -> None:
     encoder = hpack.Encoder()
     block = b"".join(encoder.encode([("x", "y" * 4000)]) for _ in range(50))
     assert len(block) < 4500
-    with pytest.raises(http2.Http2Error):
+    with pytest.raises(http2_frames.Http2Error):
         connection.receive(memoryview(frame(1, 4, 1, block)))
     assert owners == []
 
@@ -353,7 +353,7 @@ def test_where_the_bytes_are_cut_makes_no_difference(cuts: list[int]) -> None:
     said += frame(0, 1, 1, b" world")
     owners: list[Owner] = []
 
-    def begin(_: http2.Stream, headers: list[http2.Header]) -> Owner:
+    def begin(_: http2.Stream, headers: list[http2_headers.Header]) -> Owner:
         owners.append(Owner(headers))
         return owners[-1]
 
@@ -374,7 +374,7 @@ REQUESTS = st.sampled_from([frame(1, 4, 1, BLOCK), frame(1, 5, 3, BLOCK), frame(
 @settings(max_examples=200)
 def test_any_frames_are_taken_or_refused_and_nothing_else_happens(frames: list[bytes]) -> None:
     connection, owners = greeted()
-    with contextlib.suppress(http2.Http2Error):
+    with contextlib.suppress(http2_frames.Http2Error):
         connection.receive(memoryview(b"".join(frames)))
     while connection.take():
         pass
