@@ -30,7 +30,7 @@ from tests.unit.sample_runs import whole_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FUZZ_TARGETS = tuple(sorted(path.stem for path in (REPOSITORY / "tests" / "fuzz").glob("fuzz_*.py")))
-_FUZZ_RUNS = 20_000  # executions, a few seconds: `make fuzz` goes on for longer
+_FUZZ_RUNS = 5_000  # executions, a few seconds also on a busy machine: `make fuzz` goes on for longer
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
