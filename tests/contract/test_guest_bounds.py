@@ -257,6 +257,15 @@ async def test_a_guest_above_its_pace_is_read_later_and_is_not_lost(monkeypatch:
     assert got == ["?"] * 60
 
 
+async def test_a_guest_above_its_pace_is_not_lost_by_a_few_questions_that_are_refused() -> None:
+    async with conversation(answer=upper) as talk:
+        talk.session.charge(pace._BURST_S + 0.1)
+        codes = [await code_of(talk.guest.stub.Ask(ONE)) for _ in range(3)]  # no cell runs that could ask
+        assert talk.session.wait_s() > 0
+        assert codes == [grpc.StatusCode.FAILED_PRECONDITION] * 3
+        assert talk.session.usable
+
+
 async def test_a_host_that_is_slow_does_not_use_up_the_time_of_a_cell_that_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
