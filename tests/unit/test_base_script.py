@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_pull_that_fails_at_once_is_told_as_that(tmp_path: Path) -> None:
     ran = run(tmp_path, "echo 'Error: dial tcp: no such host' >&2; exit 1")
     assert ran.stdout == "rlm-sandbox-base:bookworm-2\n"
     assert "(tries for at most 90 s)" in ran.stderr
-    assert "the pull failed after 0 s: Error: dial tcp: no such host" in ran.stderr
+    assert re.search(r"the pull failed after \d s: Error: dial tcp: no such host", ran.stderr)  # a second may begin
     assert "given up" not in ran.stderr
 
 
