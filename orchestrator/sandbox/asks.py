@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.tasks import TaskSet
 from orchestrator.values import Answered, Slot
 
 MAX_ASKS_IN_FLIGHT = 64  # the guest keeps to this many too
@@ -37,16 +36,45 @@ class AskCancelled(AskRefused):
     """The cell ended first."""
 
 
+class AskCall:
+    """The place of one call among those of its cell. Used as a context manager, until its answer is ready."""
+
+    def __init__(self, asks: CellAsks) -> None:
+        self._asks = asks
+        self._size = 0
+        self.over = False  # answered, or given up
+        asks._calls += 1
+
+    def takes(self, size: int) -> None:
+        """Counts its question. Raises `TooManyAsks` for too many bytes of questions."""
+        if self._asks._bytes + size > MAX_BYTES_IN_FLIGHT:
+            raise TooManyAsks(f"at most {MAX_BYTES_IN_FLIGHT:,} bytes of questions may be in flight")
+        self._size += size
+        self._asks._bytes += size
+
+    def give_back(self) -> None:
+        """Leaves room for another, even while what it began is still being stopped; again is harmless."""
+        if not self.over:
+            self.over = True
+            self._asks._calls -= 1
+            self._asks._bytes -= self._size
+
+    def __enter__(self) -> AskCall:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
 class CellAsks:
     """The calls of one cell, from the first byte of each. All of them end with it."""
 
-    def __init__(self, cell: int) -> None:
-        self._cell = cell
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tasks = TaskSet()
         self._calls = 0
         self._bytes = 0  # of those calls
         self._bytes_held = 0  # those of calls that were given up included
+        self._answering: set[asyncio.Task[Any]] = set()  # the calls' own tasks, those that were given up included
         self._waiting: set[asyncio.Task[Any]] = set()
         self._held_up = 0  # calls that the host answers, or makes wait
         self._held_up_since: float | None = None
@@ -57,7 +85,7 @@ class CellAsks:
 
     @property
     def answering(self) -> bool:
-        return len(self._tasks) > 0
+        return len(self._answering) > 0
 
     @property
     def excused_s(self) -> float:
@@ -74,16 +102,11 @@ class CellAsks:
         finally:
             self._go_on()
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """A call, until its answer is ready. Raises `TooManyAsks`."""
+    def call(self) -> AskCall:
+        """A call begins. Raises `TooManyAsks`."""
         if self._calls >= MAX_ASKS_IN_FLIGHT:
             raise TooManyAsks(f"at most {MAX_ASKS_IN_FLIGHT} calls may be in flight")
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
+        return AskCall(self)
 
     @contextmanager
     def waiting(self, handler: asyncio.Task[Any]) -> Iterator[None]:
@@ -101,59 +124,57 @@ class CellAsks:
         finally:
             self._waiting.discard(handler)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether not too much that was given up is still being stopped."""
+        return len(self._answering) < _MAX_ASKS_HELD and self._bytes_held <= _MAX_BYTES_HELD
+
     async def room(self) -> None:
-        """Waits while too much that was given up is still being stopped."""
-        while len(self._tasks) >= _MAX_ASKS_HELD or self._bytes_held > _MAX_BYTES_HELD:
+        """Waits until it has room."""
+        while not self.has_room:
             self.changed.clear()
             await self.changed.wait()
 
-    async def answer(self, work: Coroutine[Any, Any, Sequence[Slot]], size: int) -> asyncio.Task[Sequence[Slot]]:
-        """Answers a call of `size` bytes, and returns the task when it has ended in whatever way.
+    async def answer(self, work: Awaitable[Sequence[Slot]], size: int) -> Sequence[Slot]:
+        """Awaits the answer to a question of `size` bytes, in the call's own task: another would take three turns more.
 
-        Raises `TooManyAsks` for too many bytes of questions.
+        Raises `AskCancelled` when the cell ends first, and what `work` raises.
         """
-        if self._bytes + size > MAX_BYTES_IN_FLIGHT:
-            work.close()
-            raise TooManyAsks(f"at most {MAX_BYTES_IN_FLIGHT:,} bytes of questions may be in flight")
+        handler = asyncio.current_task()
+        assert handler is not None
         self._hold_up()
-        task = self._tasks.spawn(work, f"answer for cell {self._cell}")
-        self._bytes += size
         self._bytes_held += size
-
-        def ended(_: asyncio.Task[Sequence[Slot]]) -> None:
-            self._bytes_held -= size
-            self._answered(task)
-
-        task.add_done_callback(ended)
+        self._answering.add(handler)
         self.changed.set()
         try:
-            await asyncio.wait({task})
+            slots = await work
         except asyncio.CancelledError:
-            task.cancel()
-            raise
+            if handler.cancelling() and not self.over:
+                raise  # the guest has given the call up
+            handler.uncancel()
+            raise AskCancelled("the cell has ended") from None
         finally:
-            self._bytes -= size
-        return task
+            self._bytes_held -= size
+            self._answering.discard(handler)
+            self._go_on()
+            self.changed.set()
+        if any(isinstance(slot, Answered) for slot in slots):
+            self._allowed_s += _ALLOWANCE_S
+        return slots
 
     def end(self) -> None:
         """Cancels all of it, and waits for none."""
         self.over = True
-        self._tasks.cancel()
-        for handler in tuple(self._waiting):
+        for handler in (*self._answering, *self._waiting):
             handler.cancel()
         self.changed.set()
 
     async def close(self) -> None:
         """Cancels what is still being answered, and waits until it is stopped."""
         self.end()
-        await self._tasks.close()
-
-    def _answered(self, task: asyncio.Task[Sequence[Slot]]) -> None:
-        ended_well = not task.cancelled() and task.exception() is None
-        if ended_well and any(isinstance(slot, Answered) for slot in task.result()):
-            self._allowed_s += _ALLOWANCE_S
-        self._go_on()
-        self.changed.set()
+        while self._answering:
+            self.changed.clear()
+            await self.changed.wait()
 
     def _hold_up(self) -> None:
         if not self._held_up:

@@ -47,7 +47,7 @@ class RunningCell:
         self._result: asyncio.Future[CellResult] = self._loop.create_future()
         self._started = self._loop.time()
         self._watch: asyncio.TimerHandle | None = None
-        self.asks = CellAsks(number)
+        self.asks = CellAsks()
 
     def wrote(self, output: Output) -> None:
         """Raises `OutputOverrun`."""

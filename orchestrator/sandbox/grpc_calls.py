@@ -82,6 +82,9 @@ class _Incoming:
         if self.missing() != 0:
             return None
         end = _PREFIX.size + _PREFIX.unpack_from(self._buffer)[1]
+        if end == len(self._buffer):
+            whole, self._buffer = self._buffer, bytearray()
+            return bytes(memoryview(whole)[_PREFIX.size :])
         with memoryview(self._buffer) as view:
             message = bytes(view[_PREFIX.size : end])
         del self._buffer[:end]
@@ -106,7 +109,9 @@ class UnaryCall:
         self._complete = False
         self._over = False
         self._changed: asyncio.Future[None] | None = None
-        self.handler: asyncio.Task[None] | None = None  # cancelled when the other end gives the call up
+        # When the other end gives the call up, the one is called and the other cancelled.
+        self.given_up: Callable[[], None] | None = None
+        self.handler: asyncio.Task[None] | None = None
 
     # --- for `Connection` ---
 
@@ -121,6 +126,8 @@ class UnaryCall:
 
     def lost(self) -> None:
         self._over = True
+        if self.given_up is not None:
+            self.given_up()
         if self.handler is not None:
             self.handler.cancel()
 
@@ -143,14 +150,18 @@ class UnaryCall:
             await self._change()
         return message
 
-    async def answer(self, pieces: Sequence[bytes]) -> None:
-        """Answers with a message in pieces; returns when all of it has left."""
+    def answer(self, pieces: Sequence[bytes]) -> bool:
+        """Answers with a message in pieces, as fast as the other end takes it; returns whether all of it has left."""
         prefix = _PREFIX.pack(0, sum(map(len, pieces)))
         self._incoming.clear()
         self._http.headers(self._stream, _RESPONSE)
         # Joined, since each piece would be a frame of its own.
         self._http.send(self._stream, prefix + b"".join(pieces), trailers=_OK)
         self._flush()
+        return self._over
+
+    async def left(self) -> None:
+        """Waits until all of the answer has left, or the call was given up."""
         while not self._over:
             await self._change()
 
@@ -200,7 +211,7 @@ class MessageStream:
     def data(self, data: memoryview, last: bool) -> None:
         self._incoming.add(data)
         try:
-            while (message := self._incoming.take()) is not None:
+            while not self._incoming.empty and (message := self._incoming.take()) is not None:
                 self._received(message)
             wanted = _STREAM_ROOM + (self._incoming.missing() or 0)
         except BadMessage as error:

@@ -149,18 +149,19 @@ class GuestServer:
         assert handler is not None
         try:
             cell = session.askable()
-            with cell.asks.call():
-                with cell.asks.waiting(handler):
-                    # Most questions are here already; a guest within its pace may ask them at once.
-                    request = call.arrived() if session.wait_s() <= 0 else None
-                    if request is None:
+            with cell.asks.call() as place:
+                call.given_up = place.give_back
+                # Most questions are here already; a guest within its pace may ask them at once.
+                request = call.arrived() if session.wait_s() <= 0 and cell.asks.has_room else None
+                if request is None:
+                    with cell.asks.waiting(handler):
                         request = await self._read_question(call, cell)
-                    await cell.asks.room()
+                        await cell.asks.room()
                 batch = wire.read_questions(request)
                 session.charge(len(batch.questions) * pace.QUESTION_S)
                 size = len(request)
                 del request
-                slots = await session.ask(cell, batch, size)
+                slots = await session.ask(cell, place, batch, size)
             await self._answer(call, slots, handler, cell)
             return
         except (TooManyAsks, wire.TooManyQuestions) as error:
@@ -210,8 +211,9 @@ class GuestServer:
         pieces = wire_out.answer_pieces(slots)
         size = sum(map(len, pieces))
         self._session.charge(size * pace.BYTE_S)
-        self._unread.add(size, handler)  # which ends when all of it has left
-        await call.answer(pieces)
+        if not call.answer(pieces):
+            self._unread.add(size, handler)
+            await call.left()
 
     def _not_read(self) -> None:
         self._session.lose(LossCause.UNRESPONSIVE, "the guest does not read what it is answered")

@@ -140,6 +140,8 @@ class Connection:
 
     def take(self) -> bytes:
         """What to send next, a little more than CHUNK at most beside what control needs; empty when there is none."""
+        if not self._control and not self._sending:
+            return b""
         out, self._control = self._control, bytearray()
         for _ in range(len(self._sending)):
             if len(out) >= CHUNK:

@@ -22,11 +22,16 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._decoder: Any = None
+        self._last_block = b""  # of plain literals, which mean the same each time
+        self._last_headers: list[Header] = []
 
     def read(self, block: bytes) -> tuple[list[Header], int]:
         """The headers of a block, and how many frames it counts as beside its own. Raises `Http2Error`."""
+        if block == self._last_block:
+            return self._last_headers, 0
         # Our agent's blocks need no table, and so no decoder, whose tables take longer to import than a cell runs.
         if (headers := literals(block)) is not None:
+            self._last_block, self._last_headers = block, headers
             return headers, 0
         import hpack
 

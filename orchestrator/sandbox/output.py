@@ -6,6 +6,8 @@ import codecs
 
 from orchestrator.values import Captured, OutputChunk, OutputStream
 
+_Decoder = codecs.getincrementaldecoder("utf-8")
+
 
 class OutputOverrun(Exception):
     """A piece that a guest with our caps cannot send: out of order, or more than it was told to keep."""
@@ -25,7 +27,7 @@ class OutputFold:
         self._tail = bytearray()
         self._end = 0
         self._jumped = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _Decoder("replace")
 
     def add(self, offset: int, data: bytes) -> OutputChunk | None:
         """Takes one piece; returns its text, or None while it holds nothing but the beginning of a character."""

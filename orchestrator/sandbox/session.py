@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, assert_never
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import pace, wire, wire_out
-from orchestrator.sandbox.asks import AskCancelled, AskNotNow
+from orchestrator.sandbox.asks import AskCall, AskCancelled, AskNotNow, AskRefused
 from orchestrator.sandbox.cell import OutOfTime, RunningCell, check_time_limit
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.files import FileTransfers
@@ -294,29 +294,27 @@ class GuestSession:
             raise AskNotNow("a question can only be asked while a cell runs")
         return self._cell
 
-    async def ask(self, cell: RunningCell, batch: Batch, size: int) -> Sequence[Slot]:
-        """`cell` is the one that was running when the call came; `size` is the question's, in bytes.
+    async def ask(self, cell: RunningCell, call: AskCall, batch: Batch, size: int) -> Sequence[Slot]:
+        """`cell` is the one that was running when `call` began; `size` is the question's, in bytes.
 
         Raises `AskRefused`.
         """
         answer = self._answer
         if answer is None or self._cell is not cell or cell.asks.over:
             raise AskCancelled("the cell has ended")
-
-        async def work() -> Sequence[Slot]:
-            slots = await answer(batch)
+        call.takes(size)
+        try:
+            slots = await cell.asks.answer(answer(batch), size)
             if len(slots) != len(batch.questions):
                 raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
-            return slots
-
-        task = await cell.asks.answer(work(), size)
-        if task.cancelled():
-            raise AskCancelled("the cell has ended")
-        if (error := task.exception()) is not None:
+        except AskRefused:
+            raise
+        except Exception as error:
             # The caller's failure, not the code's: it comes out of `run`, and the guest learns nothing of it.
-            cell.fail(error)
-            raise AskCancelled("the run has ended")
-        return task.result()
+            if not call.over:
+                cell.fail(error)
+            raise AskCancelled("the run has ended") from None
+        return slots
 
     def _take(self, message: wire.GuestMessage) -> None:
         if self._state is _State.GREETING and not isinstance(message, wire.Hello):

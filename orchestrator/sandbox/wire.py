@@ -152,8 +152,9 @@ def read_message(data: bytes) -> GuestMessage:
 def read_questions(data: bytes) -> Batch:
     """The questions of an Ask from its bytes. Raises `BadQuestion`, `TooManyQuestions`."""
     try:
-        for _ in wire_shape.fields(data, MAX_QUESTIONS + _MAX_MESSAGE_FIELDS):
-            pass
+        if len(data) > _SMALL:
+            for _ in wire_shape.fields(data, MAX_QUESTIONS + _MAX_MESSAGE_FIELDS):
+                pass
         return parse_questions(pb.AskRequest.FromString(data))
     except wire_shape.TooManyFields:
         raise TooManyQuestions(f"at most {MAX_QUESTIONS:,} questions may be asked at once") from None

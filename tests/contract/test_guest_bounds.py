@@ -137,6 +137,45 @@ async def test_calls_that_the_code_gave_up_leave_room_before_their_cleaning_up_h
     assert codes == [{grpc.StatusCode.OK}]
 
 
+async def test_what_fails_after_the_code_gave_up_a_call_is_not_the_runs_failure() -> None:
+    begun = asyncio.Event()
+    stopped = asyncio.Event()
+
+    async def fails_to_stop(batch: Batch) -> Sequence[Slot]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.set()
+            raise OSError("cleaning up failed") from None
+        raise AssertionError("nobody sets it")
+
+    async def give_up(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        call = guest.stub.Ask(ONE)
+        await begun.wait()
+        call.cancel()
+        await stopped.wait()
+        await guest.send(ended(cell.cell))
+
+    async with conversation(give_up, answer=fails_to_stop) as talk:
+        assert (await talk.session.run("", None, None)).status is CellStatus.OK
+
+
+async def test_an_answerer_that_cancels_its_own_work_leaves_no_call_without_an_end() -> None:
+    async def cancels(batch: Batch) -> Sequence[Slot]:
+        raise asyncio.CancelledError
+
+    codes: list[grpc.StatusCode] = []
+
+    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        codes.append(await code_of(guest.stub.Ask(ONE)))
+        await guest.send(ended(cell.cell))
+
+    async with conversation(ask, answer=cancels) as talk, asyncio.timeout(30):
+        await talk.session.run("", None, None)
+    assert codes == [grpc.StatusCode.CANCELLED]
+
+
 async def test_giving_up_and_asking_again_without_end_waits_for_the_cleaning_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
