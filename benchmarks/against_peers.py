@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.peers.probe import ASK, CELL, WARM_UP
+from benchmarks.peers.probe import ASK, ASK_ONCE, CELL, WARM_UP
 from benchmarks.registry import Row, benchmark, quick
 from benchmarks.setting import at_once, orchestrator_with, pool_is_full, says, timed
 
@@ -34,18 +34,20 @@ class NotHere(Exception):
 @benchmark("peers", "The same cell elsewhere")
 async def peers() -> Sequence[Row]:
     """To start a sandbox, to run `print(1 + 1)` in it, and to ask `llm_query` where a peer has it, with a model that
-    answers at once; in rounds that take turns. Held against ours, a start against ours from the pool (ours cold stands
-    beside it; no peer was given a pool). Ten cells and ten questions come before those that are timed, for all alike:
-    CPython specializes code that has run eight times. Versions: rlms 0.1.3, jupyter_client 8.10.0 with ipykernel 7.4.0,
-    llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything that a peer would install at its start is in its image
-    already, which is in its favor. rlms_local is LocalREPL, which runs code in the caller's own process: it has no
-    isolation, and is what a cell costs without any. rlms_docker is DockerREPL, whose `docker run` is given a network by
-    name, since it needs a default bridge that not every engine has. jupyter_local is a kernel without a container, over
-    jupyter_client. llm_sandbox is a session on its Docker backend, without its set-up step and without a network.
-    smolagents_docker is DockerExecutor: a Jupyter gateway in a container. dspy_deno is PythonInterpreter: Python
-    compiled to WebAssembly, without native libraries, in Deno; its modules are in Deno's cache already, and one of
-    them, on a host of its own, is replaced by ten lines that do the same."""
-    ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": [], "question": []}
+    answers at once: one question after the other in the same cell, and one alone in each cell (rlms_docker starts a
+    Python for each cell, and with it the client that asks). In rounds that take turns. Held against ours, a start
+    against ours from the pool (ours cold stands beside it; no peer was given a pool). Ten cells and ten questions
+    come before those that are timed, for all alike: CPython specializes code that has run eight times. Versions: rlms
+    0.1.3, jupyter_client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything
+    that a peer would install at its start is in its image already, which is in its favor. rlms_local is LocalREPL,
+    which runs code in the caller's own process: it has no isolation, and is what a cell costs without any.
+    rlms_docker is DockerREPL, whose `docker run` is given a network by name, since it needs a default bridge that not
+    every engine has. jupyter_local is a kernel without a container, over jupyter_client. llm_sandbox is a session on
+    its Docker backend, without its set-up step and without a network. smolagents_docker is DockerExecutor: a Jupyter
+    gateway in a container. dspy_deno is PythonInterpreter: Python compiled to WebAssembly, without native libraries,
+    in Deno; its modules are in Deno's cache already, and one of them, on a host of its own, is replaced by ten lines
+    that do the same."""
+    ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": [], "question": [], "only question": []}
     theirs: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
     models = {"model": says("")}
@@ -65,6 +67,8 @@ async def peers() -> Sequence[Row]:
                         ours["cell"] += [await timed(lambda: sandbox.run(CELL)) for _ in range(CELLS)]
                         asked = (await sandbox.run(ASK)).stdout.text.split()
                         ours["question"] += [float(line) for line in asked][WARM_UP:]
+                        alone = [(await sandbox.run(ASK_ONCE)).stdout.text for _ in range(WARM_UP + CELLS)]
+                        ours["only question"] += [float(text) for text in alone][WARM_UP:]
                 for name in [name for name in names if name not in failed]:
                     try:
                         found = await asyncio.to_thread(_probe, name)
@@ -85,12 +89,14 @@ def _rows(
     ]
     cells = [Row("cell: ours", _ms(ours["cell"]), "ms")]
     questions = [Row("question: ours", _ms(ours["question"]), "ms")]
+    alone = [Row("a cell's only question: ours", _ms(ours["only question"]), "ms")]
     for name, found in theirs.items():
         starts.append(Row(f"start: {name}", _ms(found["start"]), "ms", starts[0].median))
         cells.append(Row(f"cell: {name}", _ms(found["cell"]), "ms", cells[0].median))
         if found["question"]:
             questions.append(Row(f"question: {name}", _ms(found["question"]), "ms", questions[0].median))
-    return [*starts, *cells, *questions, *(Row(f"{name}: {why}", (), "") for name, why in failed.items())]
+            alone.append(Row(f"a cell's only question: {name}", _ms(found["only question"]), "ms", alone[0].median))
+    return [*starts, *cells, *questions, *alone, *(Row(f"{name}: {why}", (), "") for name, why in failed.items())]
 
 
 def _ms(seconds: list[float]) -> tuple[float, ...]:

@@ -32,6 +32,12 @@ for n in range(30):
     llm_query(str(n))
     print(time.perf_counter() - began)
 """
+ASK_ONCE = """
+import time
+began = time.perf_counter()
+llm_query("0")
+print(time.perf_counter() - began)
+"""
 Run = Callable[[str], str]
 
 
@@ -189,8 +195,8 @@ ASKS = ("rlms_local", "rlms_docker")  # whose code has `llm_query`
 
 
 def main(name: str, cells: int) -> None:
-    """Prints `{"start": [s], "cell": [s, ...], "question": [s, ...]}`."""
-    found: dict[str, list[float]] = {"start": [], "cell": [], "question": []}
+    """Prints `{"start": [s], "cell": [s, ...], "question": [s, ...], "only question": [s, ...]}`."""
+    found: dict[str, list[float]] = {"start": [], "cell": [], "question": [], "only question": []}
     import_module(MODULES[name])  # once in a process, and so no part of a start
     began = time.perf_counter()
     with PEERS[name]() as run:
@@ -204,6 +210,7 @@ def main(name: str, cells: int) -> None:
                 found["cell"].append(time.perf_counter() - began)
         if name in ASKS:
             found["question"] = [float(line) for line in run(ASK).split()][WARM_UP:]
+            found["only question"] = [float(run(ASK_ONCE)) for _ in range(WARM_UP + cells)][WARM_UP:]
     sys.__stdout__.write("\n" + json.dumps(found) + "\n")  # type: ignore[union-attr]
 
 
