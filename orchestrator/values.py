@@ -69,22 +69,19 @@ class Prompt:
     deadline: Deadline | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True):
     """Data that code handed along with a question (`llm_query(query, context=obj)`), not yet a file."""
 
     kind: ContextKind  # TEXT is UTF-8, JSON a document
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     prompt: str
     attachment: Attachment | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """What one `llm_batch` asks; `llm_query` is a batch of one."""
 
     questions: tuple[Question, ...]
@@ -107,13 +104,11 @@ class FailureReason(StrEnum):
     NO_ROOM = "no_room"
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     reason: FailureReason
     message: str  # safe to show to untrusted code
 
@@ -278,8 +273,7 @@ class OutputStream(StrEnum):
     STDERR = "stderr"
 
 
-@dataclass(frozen=True, slots=True)
-class OutputChunk:
+class OutputChunk(msgspec.Struct, frozen=True):
     """A piece of a running cell's output, as it came. `offset` counts bytes from the cell's start on that stream."""
 
     stream: OutputStream

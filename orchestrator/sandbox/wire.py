@@ -8,8 +8,8 @@ the sandbox. Nothing is unpickled, imported or looked up by a name from the wire
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from orchestrator.errors import FileFailure
@@ -58,32 +58,27 @@ class TooManyQuestions(BadQuestion):
     """An Ask over the cap on questions."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(msgspec.Struct, frozen=True):
     protocol_version: int
     python_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     cell: int
     stream: OutputStream
     offset: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CellEnded:
+class CellEnded(msgspec.Struct, frozen=True):
     """`result` has no output in it yet: that came in pieces before, the last of them in `outputs`."""
 
     cell: int
@@ -93,8 +88,7 @@ class CellEnded:
     outputs: tuple[Output, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FileEnded:
+class FileEnded(msgspec.Struct, frozen=True):
     """`failure` None: it went well."""
 
     number: int
@@ -211,7 +205,8 @@ def _cell_ended(ended: pb.CellEnded) -> CellEnded:
         raise ProtocolViolation("a cell ended with no known status")
     if not math.isfinite(ended.seconds) or ended.seconds < 0:
         raise ProtocolViolation("a cell took no possible time")
-    if len(ended.variables) > MAX_VARIABLES:
+    variables = ended.variables
+    if len(variables) > MAX_VARIABLES:
         raise ProtocolViolation(f"more than {MAX_VARIABLES} variables")
     error = _code_error(ended.error) if ended.HasField("error") else None
     death = _death(ended.worker_death) if ended.HasField("worker_death") else None
@@ -224,15 +219,16 @@ def _cell_ended(ended: pb.CellEnded) -> CellEnded:
         error=error,
         death=death,
         final=_final(ended.final_answer) if ended.HasField("final_answer") else None,
-        variables=tuple(
-            Variable(_name(v.name, "name"), _name(v.type_name, "type_name"), _name(v.size, "size"))
-            for v in ended.variables
-        ),
+        variables=tuple(map(_variable, variables)),
         seconds=ended.seconds,
     )
-    outputs = tuple(_output(output) for output in ended.outputs)
+    outputs = tuple(map(_output, ended.outputs))
     stdout_bytes = _count(ended.stdout_bytes, "stdout_bytes")
     return CellEnded(ended.cell, result, stdout_bytes, _count(ended.stderr_bytes, "stderr_bytes"), outputs)
+
+
+def _variable(variable: pb.Variable) -> Variable:
+    return Variable(_name(variable.name, "name"), _name(variable.type_name, "type_name"), _name(variable.size, "size"))
 
 
 def _file_ended(ended: pb.FileEnded) -> FileEnded:
