@@ -17,7 +17,7 @@ from benchmarks.plot import plot
 from benchmarks.registry import BENCHMARKS, Benchmark, Row, quick
 from orchestrator.cli.garbage import collect_less_often
 
-FILES = ("acquire", "cells", "against_peers", "fan_out", "many", "events", "service", "contexts")
+FILES = ("acquire", "cells", "shares", "against_peers", "fan_out", "many", "events", "service", "contexts")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 for file in FILES:
