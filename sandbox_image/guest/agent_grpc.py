@@ -103,6 +103,9 @@ class Call:
 
     def data(self, data: memoryview) -> None:
         """See `agent_http2.StreamOwner`."""
+        if not self._buffer and _is_one_message(data):
+            self._on_message(bytes(data[_PREFIX.size :]))
+            return
         self._buffer += data
         while len(self._buffer) >= _PREFIX.size:
             compressed, length = _PREFIX.unpack_from(self._buffer)
@@ -135,7 +138,7 @@ class Channel:
         self._on_broken = on_broken
         self._connection = Connection()
         self._buffer = memoryview(bytearray(READ_BYTES))  # made once: a large one costs more than what it is for
-        self._unsent = b""
+        self._unsent: bytes | bytearray = b""
         self._writing = False
         self._receiving = False
         self._open = True
@@ -225,15 +228,19 @@ def _unquoted(value: bytes) -> str:
     return plain.decode("utf-8", "replace")
 
 
+def _is_one_message(data: memoryview) -> bool:
+    """Whether it is a whole message and nothing else, as a frame mostly is; one as large as a frame is not too large."""
+    return len(data) >= _PREFIX.size and _PREFIX.unpack_from(data) == (0, len(data) - _PREFIX.size)
+
+
 def _request_headers(path: str) -> bytes:
     # The two bytes are ":method: POST" and ":scheme: http" of the static table.
-    return b"\x83\x86" + b"".join(
-        literal(name, value)
-        for name, value in (
-            (b":path", path.encode("ascii")),
-            (b":authority", b"localhost"),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
-            (b"user-agent", b"rlm-agent/1"),
-        )
-    )
+    return b"\x83\x86" + literal(b":path", path.encode("ascii")) + _SAME_IN_EVERY_REQUEST
+
+
+_SAME_IN_EVERY_REQUEST = (
+    literal(b":authority", b"localhost")
+    + literal(b"te", b"trailers")
+    + literal(b"content-type", b"application/grpc")
+    + literal(b"user-agent", b"rlm-agent/1")
+)
