@@ -51,7 +51,8 @@ class Asks:
             self._refuse(number, "invalid", "too many questions are in flight")
             return
         request = _request(message, limit, data)
-        asked, answers = len(request.questions), list[bytes]()
+        asked = len(request.questions)
+        answers: list[bytes] = []
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)
         self._bytes += len(data)

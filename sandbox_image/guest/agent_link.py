@@ -45,9 +45,11 @@ class Link:
             self._break(str(error), ended=False)
             return
         if not self._unsent:
-            frame = frame[self._write(frame) :]
-            if frame and self._open:
-                self._loop.add_writer(self._socket, self._flush)
+            sent = self._write(frame)
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+            self._loop.add_writer(self._socket, self._flush)
         self._unsent += frame
         if len(self._unsent) > MAX_UNREAD:
             self._break("it does not read", ended=False)

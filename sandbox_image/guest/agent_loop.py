@@ -127,7 +127,8 @@ class Loop:
                     callback()
                 if events & ~READ and (callback := self._watched.get(descriptor, _NONE).get(WRITE)) is not None:
                     callback()
-            self._run_timers()
+            if self._timers and self._timers[0][0] <= time.monotonic():
+                self._run_timers()
 
     def _until_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2]._callback is None:
