@@ -113,12 +113,13 @@ class Asks:
             else:
                 failure = slot.failure or pb.Failure()
                 reason, text = _REASONS.get(failure.reason, "unspecified"), failure.message.encode()
-            slots.append([reason, len(text)])
+            slots.append(f'["{reason}",{len(text)}]')
             texts.append(text)
         if len(slots) != asked:
             self._refuse(number, "failed", f"{asked} questions got {len(slots)} answers")
         else:
-            self._reply({"op": "reply", "id": number, "slots": slots}, *texts)
+            # As text, since there is one for each question, and each is a reason of ours and a number.
+            self._reply(f'{{"op":"reply","id":{number},"slots":[{",".join(slots)}]}}', *texts)
 
     def _refuse(self, number: int, kind: str, text: str) -> None:
         self._reply({"op": "reply", "id": number, "refused": [kind, text]})

@@ -105,7 +105,7 @@ class Cells:
         worker.stdout.begin(head, tail)
         worker.stderr.begin(head, tail)
         worker.used = True
-        worker.link.send({"op": "cell", "cell": message.cell}, message.code.encode())
+        worker.link.send(f'{{"op":"cell","cell":{message.cell}}}', message.code.encode())
         self._clock = CellClock(
             self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill, worker.times
         )
@@ -164,7 +164,7 @@ class Cells:
         for number in self._asks.cancel_all():
             self._asks.refuse(number)
 
-    def _reply(self, message: Message, *data: bytes) -> None:
+    def _reply(self, message: Message | str, *data: bytes) -> None:
         self._worker.link.send(message, *data)
 
     def _on_asks_changed(self, in_flight: int) -> None:

@@ -35,8 +35,8 @@ class Link:
         self._open = True
         loop.add_reader(control, self._read)
 
-    def send(self, message: Message, *data: bytes) -> None:
-        """Sends one frame, now or when the worker reads; a worker that never reads breaks the link."""
+    def send(self, message: Message | str, *data: bytes) -> None:
+        """Sends one frame (see `encode`), now or when the worker reads; a worker that never reads breaks the link."""
         if not self._open:
             return
         try:

@@ -34,6 +34,8 @@ READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 class Timer:
     """A call that is due at some time, unless it is cancelled."""
 
+    __slots__ = ("_arguments", "_callback", "_loop")
+
     def __init__(self, loop: Loop, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._loop = loop
         self._callback: Callable[..., object] | None = callback

@@ -28,13 +28,13 @@ class FrameError(Exception):
     """What came is no frame, or is over a cap."""
 
 
-def encode(message: Message, *data: bytes) -> bytes:
-    """One frame of a message and its raw data.
+def encode(message: Message | str, *data: bytes) -> bytes:
+    """One frame of a message, or of the JSON that it would be, and its raw data.
 
     Raises:
         FrameError: the JSON or the raw data is over its cap.
     """
-    head = "".join(_to_json(message, 0)).encode("ascii")
+    head = (message if type(message) is str else "".join(_to_json(message, 0))).encode("ascii")
     length = sum(map(len, data))
     if len(head) > JSON_CAP or length > DATA_CAP:
         raise FrameError(f"a frame of {len(head):,} + {length:,} bytes is over {JSON_CAP:,} + {DATA_CAP:,}")
@@ -93,8 +93,11 @@ class FrameDecoder:
                 break
             yield parse(frames[at + HEADER.size : middle]), bytes(frames[middle:end])
             at = end
-        if at or not self._buffer:
-            self._buffer = bytearray(frames[at:])
+        frames.release()
+        if self._buffer:
+            del self._buffer[:at]
+        elif at < most:
+            self._buffer += received[at:]
 
 
 def split(data: bytes, sizes: list[int]) -> list[bytes]:
