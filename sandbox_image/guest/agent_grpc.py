@@ -120,6 +120,7 @@ class Call:
 
     def ended(self, error: int | None) -> None:
         """See `agent_http2.StreamOwner`."""
+        self.stream = None  # which knows this call: a circle would be left to the garbage collector
         if self._status is not None:
             self._on_end(self._status, self._details)
         elif error is None:
@@ -165,6 +166,7 @@ class Channel:
         """For calls of this channel."""
         if call.stream is not None:
             self._connection.reset(call.stream)
+            call.stream = None
             self._flush()
 
     def _read(self) -> None:
