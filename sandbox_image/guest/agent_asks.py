@@ -131,10 +131,13 @@ def _request(message: Message, limit: int, data: bytes) -> pb.AskRequest:
         raise FrameError("an ask with wishes that are no yes or no")
     if type(questions) is not list or not 1 <= len(questions) <= MAX_QUESTIONS:
         raise FrameError("an ask without questions, or with too many")
-    pieces = iter(split(data, [size for prompt, _, context in questions for size in (prompt, context)]))
-    request = pb.AskRequest(max_concurrent=limit, stop_at_failure=stop, recursive=recursive)
-    for _, kind, _ in questions:
-        prompt, context = next(pieces), next(pieces)
-        attachment = pb.Attachment(kind=KINDS[kind], data=context) if kind else None
-        request.questions.append(pb.Question(prompt=prompt.decode(), context=attachment))
-    return request
+    pieces = split(data, [size for prompt, _, context in questions for size in (prompt, context)])
+    return pb.AskRequest(
+        questions=[
+            pb.Question(prompt=prompt.decode(), context=pb.Attachment(kind=KINDS[kind], data=context) if kind else None)
+            for (_, kind, _), prompt, context in zip(questions, pieces[::2], pieces[1::2], strict=True)
+        ],
+        max_concurrent=limit,
+        stop_at_failure=stop,
+        recursive=recursive,
+    )

@@ -138,6 +138,7 @@ class Channel:
         self._socket = connected
         self._on_broken = on_broken
         self._connection = Connection()
+        self._headers: dict[str, bytes] = {}  # of a request, by its path
         self._buffer = memoryview(bytearray(READ_BYTES))  # made once: a large one costs more than what it is for
         self._unsent: bytes | bytearray = b""
         self._writing = False
@@ -153,7 +154,9 @@ class Channel:
     def call(self, path: str, on_message: OnMessage, on_end: OnEnd) -> Call:
         """Begins a call of a method, `/package.Service/Method`."""
         call = Call(self, on_message, on_end)
-        call.stream = self._connection.request(_request_headers(path), call)
+        if (headers := self._headers.get(path)) is None:
+            headers = self._headers[path] = _request_headers(path)
+        call.stream = self._connection.request(headers, call)
         return call
 
     def send(self, call: Call, pieces: Sequence[bytes], last: bool) -> None:
@@ -237,12 +240,13 @@ def _is_one_message(data: memoryview) -> bool:
 
 def _request_headers(path: str) -> bytes:
     # The two bytes are ":method: POST" and ":scheme: http" of the static table.
-    return b"\x83\x86" + literal(b":path", path.encode("ascii")) + _SAME_IN_EVERY_REQUEST
-
-
-_SAME_IN_EVERY_REQUEST = (
-    literal(b":authority", b"localhost")
-    + literal(b"te", b"trailers")
-    + literal(b"content-type", b"application/grpc")
-    + literal(b"user-agent", b"rlm-agent/1")
-)
+    return b"\x83\x86" + b"".join(
+        literal(name, value)
+        for name, value in (
+            (b":path", path.encode("ascii")),
+            (b":authority", b"localhost"),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", b"rlm-agent/1"),
+        )
+    )
