@@ -7,7 +7,6 @@ from typing import Protocol
 
 from agent_loop import Loop, Timer
 
-_FOREVER = float("inf")
 LOOK_S = 0.1  # at least so much between two looks at a cell that waits
 
 
@@ -40,7 +39,7 @@ class CellClock:
     ) -> None:
         """`time_limit_s` 0: no limit. `kill` is given the cause: "timed_out" or "interrupted"."""
         self._loop = loop
-        self._limit_s = time_limit_s if 0 < time_limit_s < _FOREVER else 0.0
+        self._limit_s = time_limit_s if 0 < time_limit_s < float("inf") else 0.0
         self._grace_s = max(0.0, grace_s)
         self._interrupt = interrupt
         self._kill = kill

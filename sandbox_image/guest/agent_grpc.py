@@ -234,7 +234,7 @@ def _unquoted(value: bytes) -> str:
 
 
 def _is_one_message(data: memoryview) -> bool:
-    """Whether it is a whole message and nothing else, as a frame mostly is; one as large as a frame is not too large."""
+    """Whether it is a whole message and nothing else, as a frame mostly is: no frame is too large for a message."""
     return len(data) >= _PREFIX.size and _PREFIX.unpack_from(data) == (0, len(data) - _PREFIX.size)
 
 

@@ -72,12 +72,14 @@ class Loop:
         self._woken = -1
         self._running = False
 
-    time = staticmethod(time.monotonic)
+    def time(self) -> float:
+        """Seconds, from no particular moment."""
+        return time.monotonic()
 
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: Any) -> Timer:
         """Calls back in so many seconds."""
         timer = Timer(self, callback, arguments)
-        heapq.heappush(self._timers, (self.time() + delay_s, next(self._order), timer))
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), timer))
         return timer
 
     def timer_cancelled(self) -> None:
@@ -127,16 +129,16 @@ class Loop:
                     callback()
                 if events & ~READ and (callback := self._watched.get(descriptor, _NONE).get(WRITE)) is not None:
                     callback()
-            if self._timers and self._timers[0][0] <= self.time():
+            if self._timers and self._timers[0][0] <= time.monotonic():
                 self._run_timers()
 
     def _until_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2]._callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - self.time()) if self._timers else None
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _run_timers(self) -> None:
-        now = self.time()
+        now = time.monotonic()
         due: list[Timer] = []
         while self._timers and self._timers[0][0] <= now:
             due.append(heapq.heappop(self._timers)[2])

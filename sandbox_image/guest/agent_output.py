@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import termios
 from collections.abc import Callable
-from fcntl import ioctl
-from termios import FIONREAD
 
 from agent_loop import Loop, Timer
 
@@ -66,7 +66,7 @@ class Capture:
 
     def _drain(self) -> None:
         # Not until it is empty: somebody else may be filling it all the time.
-        ioctl(self._descriptor, FIONREAD, _waiting)
+        fcntl.ioctl(self._descriptor, termios.FIONREAD, _waiting)
         waiting = _waiting[0]
         while waiting > 0:
             taken = self._take(min(waiting, READ_BYTES))

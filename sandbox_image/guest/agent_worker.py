@@ -94,10 +94,8 @@ def read_ended(message: Message, data: bytes) -> pb.CellEnded:
     if final:
         _, type_name, length = final
         ended.final_answer = pb.FinalAnswer(text=texts[-1], type_name=_short(type_name), length=_number(length))
-    ended.variables = [
-        pb.Variable(name=_short(name), type_name=_short(type_name), size=_short(size))
-        for name, type_name, size in message["variables"][:MAX_VARIABLES]
-    ]
+    for name, type_name, size in message["variables"][:MAX_VARIABLES]:
+        ended.variables.append(pb.Variable(name=_short(name), type_name=_short(type_name), size=_short(size)))
     return ended
 
 
@@ -110,6 +108,5 @@ def _number(value: Any) -> int:
 def _short(value: Any) -> str:
     if type(value) is not str or len(value) > MAX_NAME:
         raise FrameError("not a short text")
-    if not value.isascii():
-        value.encode()  # JSON can say a lone surrogate: that must be seen here, and not when the cell's end is sent
+    value.encode()  # JSON can say a lone surrogate: that must be seen here, and not when the cell's end is sent
     return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from json.encoder import c_make_encoder, encode_basestring_ascii
+from json.encoder import c_make_encoder, encode_basestring_ascii  # type: ignore[attr-defined]
 from typing import Any
 
 HEADER = struct.Struct("!II")
@@ -19,7 +19,7 @@ DATA_CAP = 66 << 20  # bytes: a whole gRPC message of the largest size, and what
 
 Message = dict[str, Any]
 
-# Both made once: they are on the path of every cell. `JSONEncoder.encode` would make its own for each message.
+# Both made once: they are on the path of every cell. `JSONEncoder.encode` makes one of these for each message.
 _to_json = c_make_encoder(None, None, encode_basestring_ascii, None, ":", ",", False, False, True)
 _from_json = json.JSONDecoder().raw_decode
 
