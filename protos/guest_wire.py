@@ -58,6 +58,8 @@ _BYTE = tuple(bytes([number]) for number in range(128))
 
 
 def _varint(value: int, bits: int) -> bytes:
+    if 127 < value < 1 << 14:  # as most that take more than one byte
+        return bytes((value & 127 | 128, value >> 7))
     if value >> bits:
         raise ValueError(f"{value} does not fit into {bits} bits")
     encoded = bytearray()

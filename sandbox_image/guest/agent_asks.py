@@ -51,7 +51,8 @@ class Asks:
             self._refuse(number, "invalid", "too many questions are in flight")
             return
         request = _request(message, limit, data)
-        asked, answers = len(request.questions), list[bytes]()
+        asked = len(request.questions)
+        answers: list[bytes] = []
         call = self._begin(answers.append, lambda status, details: self._ended(number, asked, answers, status, details))
         self._calls[number] = call, len(data)
         self._bytes += len(data)
@@ -112,12 +113,13 @@ class Asks:
             else:
                 failure = slot.failure or pb.Failure()
                 reason, text = _REASONS.get(failure.reason, "unspecified"), failure.message.encode()
-            slots.append([reason, len(text)])
+            slots.append(f'["{reason}",{len(text)}]')
             texts.append(text)
         if len(slots) != asked:
             self._refuse(number, "failed", f"{asked} questions got {len(slots)} answers")
         else:
-            self._reply({"op": "reply", "id": number, "slots": slots}, *texts)
+            # As text, since there is one for each question, and each is a reason of ours and a number.
+            self._reply(f'{{"op":"reply","id":{number},"slots":[{",".join(slots)}]}}', *texts)
 
     def _refuse(self, number: int, kind: str, text: str) -> None:
         self._reply({"op": "reply", "id": number, "refused": [kind, text]})
@@ -129,10 +131,13 @@ def _request(message: Message, limit: int, data: bytes) -> pb.AskRequest:
         raise FrameError("an ask with wishes that are no yes or no")
     if type(questions) is not list or not 1 <= len(questions) <= MAX_QUESTIONS:
         raise FrameError("an ask without questions, or with too many")
-    pieces = iter(split(data, [size for prompt, _, context in questions for size in (prompt, context)]))
-    request = pb.AskRequest(max_concurrent=limit, stop_at_failure=stop, recursive=recursive)
-    for _, kind, _ in questions:
-        prompt, context = next(pieces), next(pieces)
-        attachment = pb.Attachment(kind=KINDS[kind], data=context) if kind else None
-        request.questions.append(pb.Question(prompt=prompt.decode(), context=attachment))
-    return request
+    pieces = split(data, [size for prompt, _, context in questions for size in (prompt, context)])
+    return pb.AskRequest(
+        questions=[
+            pb.Question(prompt=prompt.decode(), context=pb.Attachment(kind=KINDS[kind], data=context) if kind else None)
+            for (_, kind, _), prompt, context in zip(questions, pieces[::2], pieces[1::2], strict=True)
+        ],
+        max_concurrent=limit,
+        stop_at_failure=stop,
+        recursive=recursive,
+    )

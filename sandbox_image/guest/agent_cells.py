@@ -61,6 +61,7 @@ class Cells:
         self._asks = Asks(begin_ask, self._reply, self._on_asks_changed)
         self._memory = OutOfMemory(settings)
         self._open: pb.Open | None = None
+        self._head_bytes = self._tail_bytes = 0  # of a stream's output
         self._contexts: dict[str, dict[str, Any]] = {}
         self._opening = False
         self._last_cell = 0
@@ -84,6 +85,8 @@ class Cells:
         if message.context is not None:
             contexts.append(self._context(message.context))
         self._open = message
+        self._head_bytes = min(message.output_head_bytes, OUTPUT_CAP)
+        self._tail_bytes = min(message.output_tail_bytes, OUTPUT_CAP)
         self._opening = True
         self._send_open(contexts)
 
@@ -101,11 +104,10 @@ class Cells:
             self._unreported = None
             return
         worker = self._worker
-        head, tail = min(self._open.output_head_bytes, OUTPUT_CAP), min(self._open.output_tail_bytes, OUTPUT_CAP)
-        worker.stdout.begin(head, tail)
-        worker.stderr.begin(head, tail)
+        worker.stdout.begin(self._head_bytes, self._tail_bytes)
+        worker.stderr.begin(self._head_bytes, self._tail_bytes)
         worker.used = True
-        worker.link.send({"op": "cell", "cell": message.cell}, message.code.encode())
+        worker.link.send(f'{{"op":"cell","cell":{message.cell}}}', message.code.encode())
         self._clock = CellClock(
             self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill, worker.times
         )
@@ -164,7 +166,7 @@ class Cells:
         for number in self._asks.cancel_all():
             self._asks.refuse(number)
 
-    def _reply(self, message: Message, *data: bytes) -> None:
+    def _reply(self, message: Message | str, *data: bytes) -> None:
         self._worker.link.send(message, *data)
 
     def _on_asks_changed(self, in_flight: int) -> None:
@@ -190,9 +192,8 @@ class Cells:
 
     def _send_open(self, contexts: list[dict[str, Any]]) -> None:
         assert self._open is not None
-        head = min(self._open.output_head_bytes, OUTPUT_CAP)
         queries = self._open.queries_allowed
-        self._worker.link.send({"op": "open", "queries": queries, "head": head, "contexts": contexts})
+        self._worker.link.send({"op": "open", "queries": queries, "head": self._head_bytes, "contexts": contexts})
 
     def _adopt(self, process: WorkerProcess) -> Worker:
         return Worker(

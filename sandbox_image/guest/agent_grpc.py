@@ -103,6 +103,9 @@ class Call:
 
     def data(self, data: memoryview) -> None:
         """See `agent_http2.StreamOwner`."""
+        if not self._buffer and _is_one_message(data):
+            self._on_message(bytes(data[_PREFIX.size :]))
+            return
         self._buffer += data
         while len(self._buffer) >= _PREFIX.size:
             compressed, length = _PREFIX.unpack_from(self._buffer)
@@ -117,6 +120,7 @@ class Call:
 
     def ended(self, error: int | None) -> None:
         """See `agent_http2.StreamOwner`."""
+        self.stream = None  # which knows this call: a circle would be left to the garbage collector
         if self._status is not None:
             self._on_end(self._status, self._details)
         elif error is None:
@@ -134,8 +138,9 @@ class Channel:
         self._socket = connected
         self._on_broken = on_broken
         self._connection = Connection()
+        self._headers: dict[str, bytes] = {}  # of a request, by its path
         self._buffer = memoryview(bytearray(READ_BYTES))  # made once: a large one costs more than what it is for
-        self._unsent = b""
+        self._unsent: bytes | bytearray = b""
         self._writing = False
         self._receiving = False
         self._open = True
@@ -149,7 +154,9 @@ class Channel:
     def call(self, path: str, on_message: OnMessage, on_end: OnEnd) -> Call:
         """Begins a call of a method, `/package.Service/Method`."""
         call = Call(self, on_message, on_end)
-        call.stream = self._connection.request(_request_headers(path), call)
+        if (headers := self._headers.get(path)) is None:
+            headers = self._headers[path] = _request_headers(path)
+        call.stream = self._connection.request(headers, call)
         return call
 
     def send(self, call: Call, pieces: Sequence[bytes], last: bool) -> None:
@@ -162,6 +169,7 @@ class Channel:
         """For calls of this channel."""
         if call.stream is not None:
             self._connection.reset(call.stream)
+            call.stream = None
             self._flush()
 
     def _read(self) -> None:
@@ -223,6 +231,11 @@ def _unquoted(value: bytes) -> str:
         except ValueError:
             plain += b"%" + piece
     return plain.decode("utf-8", "replace")
+
+
+def _is_one_message(data: memoryview) -> bool:
+    """Whether it is a whole message and nothing else, as a frame mostly is: no frame is too large for a message."""
+    return len(data) >= _PREFIX.size and _PREFIX.unpack_from(data) == (0, len(data) - _PREFIX.size)
 
 
 def _request_headers(path: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 Header = tuple[bytes, bytes]
 MAX_TABLE_BYTES = 4096  # the protocol's own default, which the agent does not change
+MAX_KNOWN = 8  # blocks: a server of ours has two that it repeats with every answer
 _ENTRY_OVERHEAD = 32
 
 # Appendix A.
@@ -73,6 +74,7 @@ class Decoder:
         self._table: list[Header] = []  # the newest first
         self._bytes = 0
         self._most = MAX_TABLE_BYTES
+        self._known: dict[bytes, list[Header]] = {}  # what blocks say that have nothing to do with the table
 
     def decode(self, block: bytes) -> list[Header]:
         """The header fields of a block.
@@ -80,6 +82,8 @@ class Decoder:
         Raises:
             HpackError: it is none; the connection cannot be read on after it.
         """
+        if (known := self._known.get(block)) is not None:
+            return known
         try:
             return self._decode(block)
         except IndexError:
@@ -88,24 +92,30 @@ class Decoder:
     def _decode(self, block: bytes) -> list[Header]:
         headers: list[Header] = []
         at = 0
+        alone = True  # what it says depends on no other block, nor another block on it
         while at < len(block):
             first = block[at]
             if first & 0x80:
                 index, at = _integer(block, at, 7)
                 headers.append(self._entry(index))
+                alone = alone and index <= len(_STATIC)
             elif first & 0xE0 == 0x20:
                 self._most, at = _integer(block, at, 5)
                 if self._most > MAX_TABLE_BYTES:
                     raise HpackError("a table larger than was offered")
                 self._evict()
+                alone = False
             else:
                 kept = first & 0x40
                 index, at = _integer(block, at, 6 if kept else 4)
                 name, at = (self._entry(index)[0], at) if index else _string(block, at)
                 value, at = _string(block, at)
                 headers.append((name, value))
+                alone = alone and not kept and index <= len(_STATIC)
                 if kept:
                     self._keep((name, value))
+        if alone and len(self._known) < MAX_KNOWN:
+            self._known[block] = headers
         return headers
 
     def _entry(self, index: int) -> Header:

@@ -81,9 +81,9 @@ class Connection:
         self._window = self._initial_window = _DEFAULT_WINDOW
         self._max_frame = _DEFAULT_MAX_FRAME
         self._unread = 0
-        self._buffer = bytearray()
+        self._rest = bytearray()  # of what came in: a frame that is not whole yet
         self._decoder = Decoder()
-        self._block: tuple[int, int, bytearray] | None = None  # a header block that is continued: stream, flags, bytes
+        self._block: tuple[int, int, bytes] | None = None  # a header block that is continued: stream, flags, bytes
         self._control = bytearray(_PREFACE)
         settings = {_ENABLE_PUSH: 0, _INITIAL_WINDOW_SIZE: STREAM_WINDOW, _MAX_FRAME_SIZE: MAX_FRAME}
         self._put(_SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings.items()))
@@ -104,6 +104,9 @@ class Connection:
         if stream.number not in self._streams:
             return
         stream.finished = last
+        if not self._sending and len(pieces) == 1 and len(pieces[0]) <= self._room(stream):
+            self._put_data(self._control, stream, pieces[0], last)
+            return
         if not stream.pending:
             self._sending.append(stream)
         stream.pending.extend(memoryview(piece) for piece in pieces)
@@ -114,8 +117,10 @@ class Connection:
             self._forget_pending(stream)
             self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(error))
 
-    def take(self) -> bytes:
+    def take(self) -> bytes | bytearray:
         """What to send next, at most a little more than CHUNK; empty when there is nothing, or no room."""
+        if not self._control and not self._sending:
+            return b""
         out, self._control = self._control, bytearray()
         for _ in range(len(self._sending)):
             if len(out) >= CHUNK or self._window <= 0:
@@ -124,7 +129,7 @@ class Connection:
             self._take_from(stream, out)
             if stream.pending:
                 self._sending.append(stream)
-        return bytes(out)
+        return out
 
     def _take_from(self, stream: Stream, out: bytearray) -> None:
         while stream.pending and len(out) < CHUNK:
@@ -134,10 +139,16 @@ class Connection:
             piece = stream.pending.pop(0)
             if size < len(piece):
                 stream.pending.insert(0, piece[size:])
-            last = stream.finished and not stream.pending
-            self._window -= size
-            stream.window -= size
-            _put_frame(out, _DATA, _END_STREAM if last else 0, stream.number, piece[:size])
+            self._put_data(out, stream, piece[:size], stream.finished and not stream.pending)
+
+    def _room(self, stream: Stream) -> int:
+        """The size of a message that need not wait."""
+        return min(self._window, stream.window, self._max_frame, CHUNK - len(self._control))
+
+    def _put_data(self, out: bytearray, stream: Stream, data: bytes | memoryview, last: bool) -> None:
+        self._window -= len(data)
+        stream.window -= len(data)
+        _put_frame(out, _DATA, _END_STREAM if last else 0, stream.number, data)
 
     def _put(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         _put_frame(self._control, kind, flags, number, payload)
@@ -155,32 +166,38 @@ class Connection:
         Raises:
             Http2Error: it is not what may come now.
         """
-        self._buffer += data
-        at = 0
-        view = memoryview(self._buffer)
-        try:
-            while len(view) - at >= _FRAME.size:
-                high, low, kind, flags, number = _FRAME.unpack_from(view, at)
-                end = at + _FRAME.size + (high << 8 | low)
-                if end - at - _FRAME.size > MAX_FRAME:
-                    raise Http2Error("a frame larger than was allowed")
-                if len(view) < end:
-                    break
-                with view[at + _FRAME.size : end] as payload:
-                    self._frame(kind, flags, number & 0x7FFFFFFF, payload)
-                at = end
-        except struct.error:
-            raise Http2Error("a frame that is too short") from None
-        except HpackError as error:
-            raise Http2Error(str(error)) from None
-        finally:
-            view.release()
-        del self._buffer[:at]
+        if not self._rest:
+            self._rest += data[self._receive(memoryview(data)) :]
+            return
+        self._rest += data
+        with memoryview(self._rest) as whole:
+            taken = self._receive(whole)
+        del self._rest[:taken]
 
     def close(self) -> None:
         """The connection is gone: ends every stream as one that was reset."""
         for stream in list(self._streams.values()):
             self._end(stream, CANCEL)
+
+    def _receive(self, view: memoryview) -> int:
+        """Takes the frames that are whole; returns how many bytes they were."""
+        at, most = 0, len(view)
+        try:
+            while most - at >= _FRAME.size:
+                high, low, kind, flags, number = _FRAME.unpack_from(view, at)
+                length = high << 8 | low
+                if length > MAX_FRAME:
+                    raise Http2Error("a frame larger than was allowed")
+                start = at + _FRAME.size
+                if most - start < length:
+                    break
+                at = start + length
+                self._frame(kind, flags, number & 0x7FFFFFFF, view[start:at])
+        except struct.error:
+            raise Http2Error("a frame that is too short") from None
+        except HpackError as error:
+            raise Http2Error(str(error)) from None
+        return at
 
     def _frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
         if self._block is not None and kind != _CONTINUATION:
@@ -217,8 +234,7 @@ class Connection:
         if stream.unread >= STREAM_WINDOW // 2 and not flags & _END_STREAM:
             self._put(_WINDOW_UPDATE, 0, number, _NUMBER.pack(stream.unread))
             stream.unread = 0
-        with _unpadded(flags, payload) as data:
-            stream.owner.data(data)
+        stream.owner.data(_unpadded(flags, payload))
         if flags & _END_STREAM:
             self._end(stream, None)
 
@@ -229,14 +245,14 @@ class Connection:
             _, first_flags, block = self._block
             block += payload
         else:
-            first_flags, block = flags, bytearray(_unprioritized(flags, _unpadded(flags, payload)))
+            first_flags, block = flags, bytes(_unprioritized(flags, _unpadded(flags, payload)))
         if len(block) > MAX_HEADER_BLOCK:
             raise Http2Error("a header block that is too long")
         if not flags & _END_HEADERS:
             self._block = number, first_flags, block
             return
         self._block = None
-        headers = self._decoder.decode(bytes(block))  # always: the table is the whole connection's
+        headers = self._decoder.decode(block)  # always: the table is the whole connection's
         if (stream := self._streams.get(number)) is not None:
             stream.owner.headers(headers)
             if first_flags & _END_STREAM:
@@ -282,7 +298,7 @@ def _put_frame(out: bytearray, kind: int, flags: int, number: int, payload: byte
 
 def _unpadded(flags: int, payload: memoryview) -> memoryview:
     if not flags & _PADDED:
-        return payload[:]
+        return payload
     if not payload or payload[0] >= len(payload):
         raise Http2Error("more padding than there are bytes")
     return payload[1 : len(payload) - payload[0]]

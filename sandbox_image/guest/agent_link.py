@@ -35,8 +35,8 @@ class Link:
         self._open = True
         loop.add_reader(control, self._read)
 
-    def send(self, message: Message, *data: bytes) -> None:
-        """Sends one frame, now or when the worker reads; a worker that never reads breaks the link."""
+    def send(self, message: Message | str, *data: bytes) -> None:
+        """Sends one frame (see `encode`), now or when the worker reads; a worker that never reads breaks the link."""
         if not self._open:
             return
         try:
@@ -45,9 +45,11 @@ class Link:
             self._break(str(error), ended=False)
             return
         if not self._unsent:
-            frame = frame[self._write(frame) :]
-            if frame and self._open:
-                self._loop.add_writer(self._socket, self._flush)
+            sent = self._write(frame)
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+            self._loop.add_writer(self._socket, self._flush)
         self._unsent += frame
         if len(self._unsent) > MAX_UNREAD:
             self._break("it does not read", ended=False)

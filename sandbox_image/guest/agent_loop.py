@@ -34,6 +34,8 @@ READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 class Timer:
     """A call that is due at some time, unless it is cancelled."""
 
+    __slots__ = ("_arguments", "_callback", "_loop")
+
     def __init__(self, loop: Loop, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._loop = loop
         self._callback: Callable[..., object] | None = callback
@@ -127,7 +129,8 @@ class Loop:
                     callback()
                 if events & ~READ and (callback := self._watched.get(descriptor, _NONE).get(WRITE)) is not None:
                     callback()
-            self._run_timers()
+            if self._timers and self._timers[0][0] <= time.monotonic():
+                self._run_timers()
 
     def _until_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2]._callback is None:

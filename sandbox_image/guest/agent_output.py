@@ -45,10 +45,8 @@ class Capture:
         self._drain()
         self._flush()
         self._active = False
-        tail = bytes(self._tail[-self._tail_cap :]) if self._tail_cap else b""
-        self._tail.clear()
-        for start in range(0, len(tail), READ_BYTES):
-            self._send(self.total - len(tail) + start, tail[start : start + READ_BYTES])
+        if self._tail:
+            self._send_tail()
         return self.total
 
     def close(self) -> None:
@@ -56,6 +54,12 @@ class Capture:
         self._loop.remove_reader(self._descriptor)
         if self._timer:
             self._timer.cancel()
+
+    def _send_tail(self) -> None:
+        tail = bytes(self._tail[-self._tail_cap :])
+        self._tail.clear()
+        for start in range(0, len(tail), READ_BYTES):
+            self._send(self.total - len(tail) + start, tail[start : start + READ_BYTES])
 
     def _read(self) -> None:
         self._take(READ_BYTES)

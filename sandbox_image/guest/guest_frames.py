@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from json.encoder import c_make_encoder, encode_basestring_ascii  # type: ignore[attr-defined]
 from typing import Any
 
 HEADER = struct.Struct("!II")
@@ -18,49 +19,52 @@ DATA_CAP = 66 << 20  # bytes: a whole gRPC message of the largest size, and what
 
 Message = dict[str, Any]
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode  # made once: it is on the path of every cell
+# Both made once: they are on the path of every cell. `JSONEncoder.encode` makes one of these for each message.
+_to_json = c_make_encoder(None, None, encode_basestring_ascii, None, ":", ",", False, False, True)
+_from_json = json.JSONDecoder().raw_decode
 
 
 class FrameError(Exception):
     """What came is no frame, or is over a cap."""
 
 
-def encode(message: Message, *data: bytes) -> bytes:
-    """One frame of a message and its raw data.
+def encode(message: Message | str, *data: bytes) -> bytes:
+    """One frame of a message, or of the JSON that it would be, and its raw data.
 
     Raises:
         FrameError: the JSON or the raw data is over its cap.
     """
-    head = _to_json(message).encode("ascii")
+    head = (message if type(message) is str else "".join(_to_json(message, 0))).encode("ascii")
     length = sum(map(len, data))
     if len(head) > JSON_CAP or length > DATA_CAP:
         raise FrameError(f"a frame of {len(head):,} + {length:,} bytes is over {JSON_CAP:,} + {DATA_CAP:,}")
     return b"".join((HEADER.pack(len(head), length), head, *data))
 
 
-def lengths(header: bytes | bytearray) -> tuple[int, int]:
+def lengths(frames: bytes | memoryview, at: int = 0) -> tuple[int, int]:
     """The lengths of the JSON and of the raw data that a frame's first bytes announce.
 
     Raises:
         FrameError: one of them is over its cap.
     """
-    head, data = HEADER.unpack_from(header)
+    head, data = HEADER.unpack_from(frames, at)
     if not 2 <= head <= JSON_CAP or data > DATA_CAP:
         raise FrameError(f"a frame announces {head:,} + {data:,} bytes")
     return head, data
 
 
-def parse(head: bytes | bytearray) -> Message:
+def parse(head: bytes | memoryview) -> Message:
     """The JSON object of a frame.
 
     Raises:
         FrameError: it is not JSON, not an object, or has no `op`.
     """
     try:
-        message = json.loads(head.decode())  # told which encoding it is, it need not guess
+        text = str(head, "utf-8")
+        message, end = _from_json(text)
     except (ValueError, RecursionError) as error:
         raise FrameError(f"not JSON: {type(error).__name__}") from None
-    if type(message) is not dict or type(message.get("op")) is not str:
+    if end != len(text) or type(message) is not dict or type(message.get("op")) is not str:
         raise FrameError("not an object with an op")
     return message
 
@@ -77,17 +81,23 @@ class FrameDecoder:
         Raises:
             FrameError: see `lengths` and `parse`; the stream cannot be read on after it.
         """
-        self._buffer += received
-        while len(self._buffer) >= HEADER.size:
-            head, data = lengths(self._buffer)
-            middle = HEADER.size + head
+        if self._buffer:
+            self._buffer += received
+        frames = memoryview(self._buffer or received)
+        at, most = 0, len(frames)
+        while most - at >= HEADER.size:
+            head, data = lengths(frames, at)
+            middle = at + HEADER.size + head
             end = middle + data
-            if len(self._buffer) < end:
-                return
-            message = parse(self._buffer[HEADER.size : middle])
-            raw = bytes(self._buffer[middle:end])
-            del self._buffer[:end]
-            yield message, raw
+            if most < end:
+                break
+            yield parse(frames[at + HEADER.size : middle]), bytes(frames[middle:end])
+            at = end
+        frames.release()
+        if self._buffer:
+            del self._buffer[:at]
+        elif at < most:
+            self._buffer += received[at:]
 
 
 def split(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -96,10 +106,12 @@ def split(data: bytes, sizes: list[int]) -> list[bytes]:
     Raises:
         FrameError: the sizes do not add up to the data's length, or one is not a length.
     """
-    if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(data):
-        raise FrameError(f"sizes do not divide {len(data):,} bytes")
     pieces, at = [], 0
     for size in sizes:
+        if type(size) is not int or size < 0:
+            raise FrameError("a piece's size is none")
         pieces.append(data[at : at + size])
         at += size
+    if at != len(data):
+        raise FrameError(f"sizes do not divide {len(data):,} bytes")
     return pieces

@@ -212,6 +212,61 @@ def test_a_ping_is_answered_and_settings_are_acknowledged() -> None:
     assert peer.client.greeted
 
 
+def test_what_comes_in_pieces_means_the_same() -> None:
+    whole = Peer()
+    stream = request(whole)
+    whole.exchange()
+    whole.server.send_headers(stream.number, HEADERS)
+    whole.server.send_data(stream.number, b"answer")
+    whole.server.ping(b"12345678")
+    whole.server.send_headers(stream.number, [(b"grpc-status", b"0")], end_stream=True)
+    said = whole.server.data_to_send()
+    for at in range(len(said)):
+        peer = Peer()
+        request(peer)
+        while peer.client.take():
+            pass
+        peer.client.receive(said[:at])
+        peer.client.receive(said[at:])
+        assert peer.owner.seen == [HEADERS, b"answer", [(b"grpc-status", b"0")], None]
+        assert peer.client.take().count(b"12345678") == 1
+    for byte in said:
+        whole.client.receive(bytes((byte,)))
+    assert whole.owner.seen == peer.owner.seen
+
+
+def test_small_messages_wait_for_room_in_their_order() -> None:
+    peer = Peer(INITIAL_WINDOW_SIZE=10)
+    peer.to_client()
+    stream = request(peer)
+    messages = [b"%04d" % number for number in range(9)]
+    for message in messages:
+        peer.client.send(stream, message)
+    peer.client.send(stream, b"", last=True)
+    peer.to_server()
+    assert peer.received(stream.number) == b"0000000100"
+    for _ in messages:
+        peer.acknowledge()
+        peer.exchange()
+    assert peer.received(stream.number) == b"".join(messages)
+    assert any(isinstance(event, h2.events.StreamEnded) for event in peer.events)
+
+
+def test_small_messages_that_cannot_be_sent_now_do_not_become_one_large_one() -> None:
+    peer = Peer(INITIAL_WINDOW_SIZE=1 << 20)
+    peer.server.increment_flow_control_window(1 << 20)
+    peer.to_client()
+    stream = request(peer)
+    for _ in range(64):
+        peer.client.send(stream, bytes(10_000))
+    taken = []
+    while sent := peer.client.take():
+        taken.append(len(sent))
+        peer.events += peer.server.receive_data(bytes(sent))
+    assert len(peer.received(stream.number)) == 640_000
+    assert max(taken) < 2 * agent_http2.CHUNK
+
+
 def frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
     return struct.pack("!HBBBI", len(payload) >> 8, len(payload) & 255, kind, flags, number) + payload
 
@@ -282,7 +337,7 @@ def call() -> tuple[Any, list[Any]]:
     return made, seen
 
 
-@given(st.lists(st.binary(max_size=30), max_size=4), st.integers(1, 7))
+@given(st.lists(st.binary(max_size=30), max_size=4), st.integers(1, 150))
 def test_messages_come_whole_however_they_are_cut(messages: list[bytes], size: int) -> None:
     made, seen = call()
     body = b"".join(struct.pack("!BI", 0, len(message)) + message for message in messages)
@@ -347,3 +402,27 @@ def test_others_read_what_is_written(name: bytes, value: bytes) -> None:
 def test_any_block_is_headers_or_refused(block: bytes) -> None:
     with contextlib.suppress(agent_hpack.HpackError):
         agent_hpack.Decoder().decode(block)
+
+
+def test_a_block_that_is_repeated_says_what_the_table_says_by_then() -> None:
+    kept, entry, first, second = b"\x40\x01a\x01b", b"\xbe", [(b"a", b"b")], [(b"c", b"d")]
+    decoder = agent_hpack.Decoder()
+    for _ in range(2):
+        assert decoder.decode(kept) == first
+        assert decoder.decode(entry) == first
+        assert decoder.decode(b"\x40\x01c\x01d") == second
+        assert decoder.decode(entry) == second
+        assert decoder.decode(b"\x0f\x2f\x01e") == [(b"c", b"e")]  # a name of the table, with a value of its own
+    for _ in range(2):
+        assert decoder.decode(b"\x20") == []  # the table is to be empty
+        with pytest.raises(agent_hpack.HpackError):
+            decoder.decode(entry)
+        decoder.decode(b"\x3f\xe1\x1f" + kept)
+
+
+def test_few_blocks_are_remembered() -> None:
+    decoder = agent_hpack.Decoder()
+    for number in range(100):
+        for _ in range(2):
+            assert decoder.decode(agent_hpack.literal(b"a", b"%d" % number)) == [(b"a", b"%d" % number)]
+    assert len(decoder._known) == agent_hpack.MAX_KNOWN

@@ -35,6 +35,15 @@ def test_frames_survive_any_division_of_the_stream() -> None:
         decoder = guest_frames.FrameDecoder()
         pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
         assert [frame for piece in pieces for frame in decoder.feed(piece)] == frames
+    for at in range(len(stream)):
+        decoder = guest_frames.FrameDecoder()
+        first, second = memoryview(stream)[:at], memoryview(stream)[at:]
+        assert [frame for piece in (first, second, stream) for frame in decoder.feed(piece)] == frames * 2
+
+
+def test_a_message_may_be_given_as_its_json() -> None:
+    message = {"op": "cell", "cell": 3}
+    assert guest_frames.encode('{"op":"cell","cell":3}', b"x", b"y") == guest_frames.encode(message, b"xy")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,8 @@ def test_frames_survive_any_division_of_the_stream() -> None:
         guest_frames.HEADER.pack(9, 0) + b'{"op": 1}',
         guest_frames.HEADER.pack(100_000, 0) + b"[" * 100_000,
         guest_frames.HEADER.pack(8, 0) + b'{"op":"\xff',
+        guest_frames.HEADER.pack(11, 0) + b'{"op":"a"} ',
+        guest_frames.HEADER.pack(12, 0) + b'{"op":"a"}{}',
         guest_frames.HEADER.pack(10_000, 0) + b"1" * 10_000,
     ],
 )
