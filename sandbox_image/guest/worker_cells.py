@@ -43,11 +43,11 @@ class Cells:
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         self.namespace: dict[str, Any] = module.__dict__
-        self.namespace["__builtins__"] = builtins
         self.namespace["answer"] = {"content": "", "ready": False}
         # What is not the code's own doing; of it, what comes back whatever a cell does to it.
         self._scaffold: dict[str, Any] = {"answer": self.namespace["answer"]}
-        self._taught: dict[str, Any] = {}
+        # Without the first two, after globals().clear(), nothing that a cell defines could be pickled, or run at all.
+        self._lasting: dict[str, Any] = {"__builtins__": builtins, "__name__": "__main__"}
         self._finals = FinalAnswers(self.namespace, self.variables, self._scaffold)
         self._features = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +56,7 @@ class Cells:
 
     def teach(self, names: dict[str, Any]) -> None:
         """Names that the system prompt teaches: there in every cell, whatever the last one did to them."""
-        self._taught |= names
+        self._lasting |= names
         self._scaffold |= names
         self.namespace |= names
 
@@ -148,12 +148,7 @@ class Cells:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
 
     def _restore(self) -> None:
-        for name, value in self._taught.items():
-            if self.namespace.get(name) is not value:
-                self.namespace[name] = value
-        # Without these two, after globals().clear(), nothing that a cell defines could be pickled, or run at all.
-        self.namespace["__builtins__"] = builtins
-        self.namespace["__name__"] = "__main__"
+        self.namespace.update(self._lasting)
         builtins.input = _no_input
         sys.displayhook = self._displayhook
 
