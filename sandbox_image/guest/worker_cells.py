@@ -165,7 +165,9 @@ def _display(value: object) -> None:
     if value is None:
         return
     builtins._ = None  # type: ignore[attr-defined]
-    print(shown(value))
+    text = shown(value)
+    if sys.stdout is not None:
+        sys.stdout.write(text + "\n")  # at once, where `print` would write twice
     builtins._ = value  # type: ignore[attr-defined]
 
 

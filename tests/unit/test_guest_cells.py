@@ -202,6 +202,8 @@ def test_closed_and_redirected_streams_are_whole_in_the_next_cell(worker: Driven
     assert worker.run("print('again'); os.system('echo child')").stdout == "again\nchild\n0\n"
     worker.run("os.dup2(os.open('/dev/null', os.O_WRONLY), 1)")
     assert worker.run("print('back')").stdout == "back\n"
+    assert worker.run("sys.stdout = None; print('nowhere'); 5").status == "ok"
+    assert worker.run("5").stdout == "5\n"
 
 
 def test_prints_of_earlier_cells_threads_are_left_out_and_counted(worker: DrivenWorker) -> None:
