@@ -30,6 +30,11 @@ class Question(NamedTuple):
     data: bytes
 
 
+def size_of(questions: list[Question]) -> int:
+    """The bytes of the prompts and of the data beside them."""
+    return sum([len(question.prompt) + len(question.data) for question in questions])
+
+
 class Answered(NamedTuple):
     """One outcome a question, in the questions' order."""
 
@@ -50,6 +55,17 @@ ENDED = Refused("ended", "the cell that asked has ended, or was interrupted")
 class Ask:
     """One batch of questions. `on_reply` is called from any thread and must not block; only its first call counts."""
 
+    __slots__ = (
+        "awaited",
+        "max_concurrent",
+        "number",
+        "on_reply",
+        "questions",
+        "recursive",
+        "size",
+        "stop_at_failure",
+    )
+
     def __init__(
         self,
         questions: list[Question],
@@ -68,10 +84,7 @@ class Ask:
         self.recursive = recursive
         self.awaited = awaited
         self.number = 0
-
-    @property
-    def size(self) -> int:
-        return sum(len(question.prompt) + len(question.data) for question in self.questions)
+        self.size = size_of(questions)
 
 
 class Asks:
@@ -86,11 +99,7 @@ class Asks:
         self._bytes = 0
         self._number = 0
         self._background = BackgroundReader(channel.readers)
-
-    @property
-    def process(self) -> int:
-        """The id of the one process that can ask: a forked child has no connection."""
-        return self._channel.process
+        self.process = channel.process  # the one that can ask: a forked child has no connection
 
     def start(self, ask: Ask) -> None:
         """Sends the questions, now or when others have been answered.
@@ -126,8 +135,8 @@ class Asks:
             self._send_what_fits()
 
     def end_cell(self) -> None:
-        """Fails every ask: no answer is coming any more."""
-        with self._interrupts, self._lock:
+        """Fails every ask: no answer is coming any more. Called when the cell cannot be interrupted any more."""
+        with self._lock:
             asks = [*self._in_flight.values(), *self._waiting]
             self._in_flight.clear()
             self._waiting.clear()
@@ -145,12 +154,10 @@ class Asks:
             kind, text = message["refused"]
             ask.on_reply(Refused(kind, text))
         else:
-            texts = split(data, [size for _, size in message["slots"]])
-            reasons = [reason for reason, _ in message["slots"]]
+            slots = message["slots"]
+            texts = split(data, [size for _, size in slots])
             ask.on_reply(
-                Answered(
-                    [(reason, text.decode("utf-8", "replace")) for reason, text in zip(reasons, texts, strict=True)]
-                )
+                Answered([(slot[0], text.decode("utf-8", "replace")) for slot, text in zip(slots, texts, strict=True)])
             )
         # Last, so that the reply is still expected when this has to be done again.
         with self._lock:
@@ -164,7 +171,7 @@ class Asks:
         return True
 
     def _send_what_fits(self) -> None:
-        while True:
+        while self._waiting:
             with self._lock:
                 if not self._waiting:
                     return
@@ -177,6 +184,11 @@ class Asks:
                 ask.number = self._number
                 self._in_flight[ask.number] = ask
                 self._bytes += ask.size
+            shapes: list[tuple[int, str, int]] = []
+            pieces: list[bytes] = []
+            for prompt, kind, data in ask.questions:
+                shapes.append((len(prompt), kind, len(data)))
+                pieces += prompt, data
             self._channel.send(
                 {
                     "op": "ask",
@@ -184,7 +196,7 @@ class Asks:
                     "max_concurrent": ask.max_concurrent,
                     "stop_at_failure": ask.stop_at_failure,
                     "recursive": ask.recursive,
-                    "questions": [[len(q.prompt), q.kind, len(q.data)] for q in ask.questions],
+                    "questions": shapes,
                 },
-                *(piece for q in ask.questions for piece in (q.prompt, q.data)),
+                *pieces,
             )

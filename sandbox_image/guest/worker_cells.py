@@ -25,6 +25,8 @@ for _name in __future__.all_feature_names:
 
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without the import
 
+_ENDS_OF_STATEMENTS = frozenset("\n\r;:")  # without these, nothing can follow a statement or be nested in it
+
 
 class CellResult(NamedTuple):
     """How a cell ended: with an error, or without one."""
@@ -43,11 +45,11 @@ class Cells:
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         self.namespace: dict[str, Any] = module.__dict__
-        self.namespace["__builtins__"] = builtins
         self.namespace["answer"] = {"content": "", "ready": False}
         # What is not the code's own doing; of it, what comes back whatever a cell does to it.
         self._scaffold: dict[str, Any] = {"answer": self.namespace["answer"]}
-        self._taught: dict[str, Any] = {}
+        # Without the first two, after globals().clear(), nothing that a cell defines could be pickled, or run at all.
+        self._lasting: dict[str, Any] = {"__builtins__": builtins, "__name__": "__main__"}
         self._finals = FinalAnswers(self.namespace, self.variables, self._scaffold)
         self._features = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +58,7 @@ class Cells:
 
     def teach(self, names: dict[str, Any]) -> None:
         """Names that the system prompt teaches: there in every cell, whatever the last one did to them."""
-        self._taught |= names
+        self._lasting |= names
         self._scaffold |= names
         self.namespace |= names
 
@@ -103,20 +105,34 @@ class Cells:
         return CellResult(error, self._finals.given, found)
 
     def _execute(self, source: str, filename: str) -> None:
+        # All is compiled before anything runs: a cell with an error in its last line runs nothing, as anywhere else.
+        for code in self._codes(source, filename):
+            self._evaluate(code)
+
+    def _codes(self, source: str, filename: str) -> list[CodeType]:
+        """What to run in turn; the last one shows its value when it is an expression."""
+        if _ENDS_OF_STATEMENTS.isdisjoint(source.rstrip()):
+            # At most one simple statement, of which a REPL shows no more than is shown here; and a tree costs as much
+            # again as all of its compilation.
+            try:
+                return [self._noted(self._compile(source, filename, "single"))]
+            except SyntaxError:
+                pass  # there is no statement, or the error is told as that of any source
         tree: ast.Module = self._compile(source, filename, "exec", ast.PyCF_ONLY_AST)
         last: ast.Interactive | None = None
         if tree.body and isinstance(tree.body[-1], ast.Expr):
             last = ast.Interactive([tree.body.pop()])
-        # All is compiled before anything runs: a cell with an error in its last line runs nothing, as anywhere else.
         codes: list[CodeType] = []
         if tree.body:
-            codes.append(self._compile(tree, filename, "exec"))
-            self._features |= codes[0].co_flags & _FUTURES
+            codes.append(self._noted(self._compile(tree, filename, "exec")))
         if last:
             codes.append(self._compile(last, filename, "single"))
-        del tree, last
-        for code in codes:
-            self._evaluate(code)
+        return codes
+
+    def _noted(self, code: CodeType) -> CodeType:
+        """The same code; what it imports from `__future__` is there in all that is compiled after it."""
+        self._features |= code.co_flags & _FUTURES
+        return code
 
     def _compile(self, source: str | ast.Module | ast.Interactive, filename: str, mode: str, flags: int = 0) -> Any:
         flags |= self._features | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -148,12 +164,7 @@ class Cells:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
 
     def _restore(self) -> None:
-        for name, value in self._taught.items():
-            if self.namespace.get(name) is not value:
-                self.namespace[name] = value
-        # Without these two, after globals().clear(), nothing that a cell defines could be pickled, or run at all.
-        self.namespace["__builtins__"] = builtins
-        self.namespace["__name__"] = "__main__"
+        self.namespace.update(self._lasting)
         builtins.input = _no_input
         sys.displayhook = self._displayhook
 
@@ -170,7 +181,9 @@ def _display(value: object) -> None:
     if value is None:
         return
     builtins._ = None  # type: ignore[attr-defined]
-    print(shown(value))
+    text = shown(value)
+    if sys.stdout is not None:
+        sys.stdout.write(text + "\n")  # at once, where `print` would write twice
     builtins._ = value  # type: ignore[attr-defined]
 
 

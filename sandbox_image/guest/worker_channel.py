@@ -22,6 +22,7 @@ from worker_readers import Readers, Waiter
 EXIT_CUT_OFF = 97  # the code has closed the control socket, or the agent is gone
 READ_BYTES = 1 << 14  # at a time, and more of a frame that announces more
 MAX_READ_BYTES = 1 << 18
+_HEADER_BYTES = HEADER.size
 
 
 class Command(NamedTuple):
@@ -66,12 +67,12 @@ class Channel:
 
     def next_command(self) -> Command:
         """Waits for what to do next."""
-        while True:
+        while not self._commands:
             listener = self._listener = Waiter()
             # What has come by now is seen here, and what comes later finishes this listener.
-            if self._commands:
-                return self._commands.popleft()
-            self.readers.wait(listener)
+            if not self._commands:
+                self.readers.wait(listener)
+        return self._commands.popleft()
 
     def send(self, message: Message, *data: bytes) -> None:
         """Sends one frame, whole.
@@ -94,7 +95,7 @@ class Channel:
             _cut_off()
 
     def _receive(self, missing: int) -> None:
-        size = min(max(missing, READ_BYTES), MAX_READ_BYTES)
+        size = READ_BYTES if missing < READ_BYTES else min(missing, MAX_READ_BYTES)
         try:
             # Both in one call: between a `recv` and its own line, a signal handler could raise, and lose the bytes.
             self._interrupts.let_through(self._unread.extend, map(self._socket.recv, (size,)))
@@ -112,22 +113,22 @@ class Channel:
         """
         unread = self._unread
         if not unread:
-            return HEADER.size
+            return _HEADER_BYTES
         if not unread[-1]:
             raise EOFError
-        size = sum(map(len, unread))
-        if size < HEADER.size:
-            return HEADER.size - size
-        if len(unread[0]) < HEADER.size:
+        size = len(unread[0]) if len(unread) == 1 else sum(map(len, unread))
+        if size < _HEADER_BYTES:
+            return _HEADER_BYTES - size
+        if len(unread[0]) < _HEADER_BYTES:
             unread = self._unread = [b"".join(unread)]
         head, data = lengths(unread[0])
-        end = HEADER.size + head + data
+        end = _HEADER_BYTES + head + data
         if size < end:
             return end - size
         if len(unread) > 1:
             unread = self._unread = [b"".join(unread)]  # the pieces go now: a frame may be large
         whole = unread[0]
-        self._do(parse(whole[HEADER.size : HEADER.size + head]), whole[HEADER.size + head : end])
+        self._do(parse(whole[_HEADER_BYTES : _HEADER_BYTES + head]), whole[_HEADER_BYTES + head : end])
         self._unread = [whole[end:]] if size > end else []
         return 0
 

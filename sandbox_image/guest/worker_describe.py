@@ -21,7 +21,8 @@ _class_name = type.__dict__["__name__"].__get__
 
 def type_name(value: object) -> str:
     """The name of a value's class; runs no code of a metaclass."""
-    return str(_class_name(type(value)))[:100].encode("utf-8", "replace").decode()
+    name = str(_class_name(type(value)))[:100]
+    return name if name.isascii() else name.encode("utf-8", "replace").decode()
 
 
 def shown(value: object) -> str:
@@ -53,6 +54,8 @@ def cut(text: str, cap: int) -> str:
 
 
 def _is_small(value: object) -> bool:
+    if type(value) in (int, float, bool):
+        return True
     stack, nodes, characters = [iter((value,))], 0, 0
     while stack:
         for item in stack[-1]:
@@ -97,12 +100,13 @@ def _abridged(value: Any, depth: int) -> str:
 def size(value: Any) -> str:
     """How large a value is, as far as that can be told without running its own code; else empty."""
     kind = type(value)
+    # Not `in`, which would ask a metaclass whether two classes are equal.
     if kind is str:
         return _count(len(value), "character")
-    if kind in (bytes, bytearray):
-        return _count(len(value), "byte")
-    if kind in (list, tuple, set, frozenset, dict):
+    if kind is list or kind is tuple or kind is set or kind is frozenset or kind is dict:
         return _count(len(value), "item")
+    if kind is bytes or kind is bytearray:
+        return _count(len(value), "byte")
     for library, names in (("numpy", ("ndarray",)), ("pandas", ("DataFrame", "Series"))):
         module = sys.modules.get(library)
         if type(module) is ModuleType and any(kind is module.__dict__.get(name) for name in names):
@@ -121,15 +125,12 @@ def variables(namespace: dict[str, Any], hidden: dict[str, Any]) -> list[tuple[s
     """
     found: list[tuple[str, str, str]] = []
     nothing = object()
-    visible = [
-        (name, value)
-        for name, value in list(namespace.items())  # at once: threads may change it
-        if type(name) is str and hidden.get(name, nothing) is not value
-    ]
-    for name, value in reversed(visible):
-        if issubclass(type(value), ModuleType):  # isinstance would ask the value's own __class__
+    for name, value in reversed(namespace.copy().items()):  # a copy: threads may change it
+        if type(name) is not str or hidden.get(name, nothing) is value:
             continue
         if name.startswith("_") or not name.isidentifier() or len(name) > 100:
+            continue
+        if issubclass(type(value), ModuleType):  # isinstance would ask the value's own __class__
             continue
         try:
             found.append((name, type_name(value), size(value)))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 # `signal` makes enumerations of all that goes in and comes out: several times the price, and every cell pays it.
 import _signal  # type: ignore[import-not-found]
-import threading
 from collections.abc import Callable
+from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -22,7 +22,7 @@ class Interrupts:
     """Used as a context manager it is a shield: a KeyboardInterrupt that falls into it is raised at its end."""
 
     def __init__(self) -> None:
-        self._main = threading.get_ident()
+        self._main = get_ident()
         self._cell = 0
         self._shields = 0
         self._held = False
@@ -60,7 +60,7 @@ class Interrupts:
 
     def let_through(self, block: Callable[..., object], *arguments: Any) -> None:
         """Calls what blocks; within one shield, a KeyboardInterrupt is raised here nevertheless."""
-        if threading.get_ident() != self._main:
+        if get_ident() != self._main:
             block(*arguments)
             return
         # Python runs handlers at calls: none can raise between a change of the count and the edge of this block.
@@ -74,13 +74,13 @@ class Interrupts:
             self._shields += 1
 
     def __enter__(self) -> None:
-        if threading.get_ident() == self._main:
+        if get_ident() == self._main:
             self._shields += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if threading.get_ident() != self._main:
+        if get_ident() != self._main:
             return
         self._shields -= 1
         if self._held and not self._shields:

@@ -12,6 +12,7 @@ from typing import Any
 _high_descriptor = 64
 _cell_of_thread: dict[int, int] = {}  # of the work that a pool's thread does just now: the cell that it was given in
 _cell = 0
+_write = io.TextIOWrapper.write  # `super` looks it up anew for each piece that is printed
 
 
 class CellStream(io.TextIOWrapper):
@@ -50,7 +51,7 @@ class CellStream(io.TextIOWrapper):
         self._written += len(text)
         if self._written > self._live_characters and self.line_buffering:
             self.reconfigure(line_buffering=False)
-        return super().write(text)
+        return _write(self, text)
 
     def begin_cell(self, stale: dict[int, threading.Thread]) -> None:
         self._stale = stale
@@ -80,14 +81,17 @@ class Streams:
         global _cell
         _cell += 1
         _tag_the_work_of_pools()
-        me = threading.current_thread()
-        stale = {thread.ident: thread for thread in threading.enumerate() if thread.ident and thread is not me}
+        stale: dict[int, threading.Thread] = {}
+        threads = threading.enumerate()
+        if len(threads) > 1:
+            me = threading.current_thread()
+            stale = {thread.ident: thread for thread in threads if thread.ident and thread is not me}
         for stream in self._own:
             stream.begin_cell(stale)
 
     def end_cell(self) -> None:
         """Puts descriptors and streams back, and sends all that is still buffered."""
-        left_out = sum(stream.left_out for stream in self._own)
+        left_out = self._own[0].left_out + self._own[1].left_out
         for number, kept in enumerate(self._kept):
             try:
                 os.dup2(kept, number)
@@ -104,7 +108,7 @@ class Streams:
         for place, stream in enumerate(self._own):
             if _is_closed(stream):
                 self._own[place] = CellStream(place + 1, self._live_characters)
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._own  # type: ignore[misc]
+                sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._own  # type: ignore[misc]
 
     def _flush(self) -> None:
         for stream in self._own:

@@ -29,15 +29,6 @@ class QueryNames(NamedTuple):
     offered: dict[str, Any]
 
 
-class _Manner(NamedTuple):
-    """How the questions of one call are asked."""
-
-    function: str  # as the code knows it, for messages
-    limit: int
-    strict: bool
-    recursive: bool | None
-
-
 def query_functions(asks: Asks) -> QueryNames:
     """All names by which models and users know these functions."""
 
@@ -53,8 +44,8 @@ def query_functions(asks: Asks) -> QueryNames:
 
         Many independent questions: use llm_batch, which asks them at the same time. May be called from threads.
         """
-        manner = _Manner("llm_query", 1, strict, choice("llm_query", recursive))
-        return _ask_now(asks, [question("llm_query", prompt, context)], manner)[0]
+        recursive = choice("llm_query", recursive)
+        return _ask_now(asks, "llm_query", [question("llm_query", prompt, context)], 1, strict, recursive)[0]
 
     def llm_batch(
         prompts: list[str],
@@ -72,25 +63,27 @@ def query_functions(asks: Asks) -> QueryNames:
             of those that failed hold a SubcallError (see llm_query), and the others their answers.
         recursive: see llm_query; for all of them.
         """
-        manner = _Manner("llm_batch", concurrency("llm_batch", max_concurrent), strict, choice("llm_batch", recursive))
-        return _ask_now(asks, questions("llm_batch", prompts, contexts), manner)
+        limit = concurrency("llm_batch", max_concurrent)
+        recursive = choice("llm_batch", recursive)
+        return _ask_now(asks, "llm_batch", questions("llm_batch", prompts, contexts), limit, strict, recursive)
 
     def rlm_query(prompt: str, context: Any = None, strict: bool = False) -> str:
         """llm_query(..., recursive=True): an agent with a REPL answers, where the depth allows one."""
-        manner = _Manner("rlm_query", 1, strict, True)
-        return _ask_now(asks, [question("rlm_query", prompt, context)], manner)[0]
+        return _ask_now(asks, "rlm_query", [question("rlm_query", prompt, context)], 1, strict, True)[0]
 
     def rlm_query_batched(
         prompts: list[str], max_concurrent: int = 10, contexts: list[Any] | None = None, strict: bool = False
     ) -> list[str]:
         """llm_batch(..., recursive=True): agents with REPLs answer, where the depth allows them."""
-        manner = _Manner("rlm_query_batched", concurrency("rlm_query_batched", max_concurrent), strict, True)
-        return _ask_now(asks, questions("rlm_query_batched", prompts, contexts), manner)
+        limit = concurrency("rlm_query_batched", max_concurrent)
+        asked = questions("rlm_query_batched", prompts, contexts)
+        return _ask_now(asks, "rlm_query_batched", asked, limit, strict, True)
 
     async def allm_query(prompt: str, context: Any = None, strict: bool = False, recursive: bool | None = None) -> str:
         """llm_query to await: `answer = await allm_query(prompt)`, or many with asyncio.gather."""
-        manner = _Manner("allm_query", 1, strict, choice("allm_query", recursive))
-        return (await _ask_awaiting(asks, [question("allm_query", prompt, context)], manner))[0]
+        recursive = choice("allm_query", recursive)
+        asked = [question("allm_query", prompt, context)]
+        return (await _ask_awaiting(asks, "allm_query", asked, 1, strict, recursive))[0]
 
     async def allm_batch(
         prompts: list[str],
@@ -101,8 +94,9 @@ def query_functions(asks: Asks) -> QueryNames:
     ) -> list[str]:
         """llm_batch to await: `answers = await allm_batch(prompts)`."""
         limit = concurrency("allm_batch", max_concurrent)
-        manner = _Manner("allm_batch", limit, strict, choice("allm_batch", recursive))
-        return await _ask_awaiting(asks, questions("allm_batch", prompts, contexts), manner)
+        recursive = choice("allm_batch", recursive)
+        asked = questions("allm_batch", prompts, contexts)
+        return await _ask_awaiting(asks, "allm_batch", asked, limit, strict, recursive)
 
     functions = (llm_query, llm_batch, rlm_query, rlm_query_batched, allm_query, allm_batch)
     for function in functions:
@@ -123,11 +117,14 @@ def query_functions(asks: Asks) -> QueryNames:
     )
 
 
-def _ask_now(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
-    check_process(manner.function, asks.process)
+def _ask_now(
+    asks: Asks, function: str, asked: list[Question], limit: int, strict: bool, recursive: bool | None
+) -> list[str]:
+    """`function` is the name by which the code knows it, for messages."""
+    check_process(function, asks.process)
     if not asked:
         return []
-    distinct = list(dict.fromkeys(asked))
+    distinct = _distinct(asked)
     box: list[Reply] = []
     waiter = Waiter()
 
@@ -135,23 +132,25 @@ def _ask_now(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
         box.append(reply)
         asks.finish(waiter)
 
-    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive)
+    ask = Ask(distinct, limit, take, stop_at_failure=strict, recursive=recursive)
     try:
         asks.start(ask)
         asks.wait(waiter)
     except BaseException:
         asks.cancel(ask)
         raise
-    return _spread(asked, distinct, slots(manner.function, box[0], manner.strict))
+    return _spread(asked, distinct, slots(function, box[0], strict))
 
 
-async def _ask_awaiting(asks: Asks, asked: list[Question], manner: _Manner) -> list[str]:
+async def _ask_awaiting(
+    asks: Asks, function: str, asked: list[Question], limit: int, strict: bool, recursive: bool | None
+) -> list[str]:
     import asyncio  # most cells never need it, and it doubles the worker's start
 
-    check_process(manner.function, asks.process)
+    check_process(function, asks.process)
     if not asked:
         return []
-    distinct = list(dict.fromkeys(asked))
+    distinct = _distinct(asked)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Reply] = loop.create_future()
 
@@ -161,19 +160,23 @@ async def _ask_awaiting(asks: Asks, asked: list[Question], manner: _Manner) -> l
         except RuntimeError:
             pass  # the code has closed its event loop: nobody waits
 
-    ask = Ask(distinct, manner.limit, take, stop_at_failure=manner.strict, recursive=manner.recursive, awaited=True)
+    ask = Ask(distinct, limit, take, stop_at_failure=strict, recursive=recursive, awaited=True)
     try:
         asks.start(ask)
         reply = await future
     except BaseException:
         asks.cancel(ask)
         raise
-    return _spread(asked, distinct, slots(manner.function, reply, manner.strict))
+    return _spread(asked, distinct, slots(function, reply, strict))
 
 
 def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:
     if not future.done():
         future.set_result(reply)
+
+
+def _distinct(asked: list[Question]) -> list[Question]:
+    return asked if len(asked) == 1 else list(dict.fromkeys(asked))  # a hash reads all of a prompt
 
 
 def _spread(asked: list[Question], distinct: list[Question], answers: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from worker_asks import Answered, Outcome, Question, Refused, Reply
+from worker_asks import Answered, Outcome, Question, Refused, Reply, size_of
 
 MAX_PROMPTS = 10_000
 MAX_BYTES = 48 << 20  # all prompts and contexts of one call
@@ -76,21 +76,17 @@ def question(function: str, prompt: object, context: object, place: str = "") ->
         TypeError: the prompt is no str, or the context is nothing that can be sent.
         ValueError: they are too long together.
     """
-    where = f"{function}: prompt{place}"
     if not isinstance(prompt, str):
-        _reject(
-            TypeError, where, f"must be a str, not {type(prompt).__name__}", "Convert it: str(...) or json.dumps(...)"
-        )
-    kind, data = _attachment(f"{function}: context{place}", context)
+        rule, remedy = f"must be a str, not {type(prompt).__name__}", "Convert it: str(...) or json.dumps(...)"
+        _reject(TypeError, f"{function}: prompt{place}", rule, remedy)
+    kind, data = ("", b"") if context is None else _attachment(f"{function}: context{place}", context)
     checked = Question(str(prompt).encode("utf-8", "replace"), kind, data)
-    check_size(function, [checked])
+    check_size(function, len(checked.prompt) + len(checked.data))
     return checked
 
 
 def _attachment(where: str, context: object) -> tuple[str, bytes]:
     match context:
-        case None:
-            return "", b""
         case str():
             return "text", str(context).encode("utf-8", "replace")
         case bytes() | bytearray() | memoryview():
@@ -149,7 +145,7 @@ def questions(function: str, prompts: object, contexts: object) -> list[Question
         question(function, prompt, context, f"s[{place}]")
         for place, (prompt, context) in enumerate(zip(listed, given, strict=True))
     ]
-    check_size(function, checked)
+    check_size(function, size_of(checked))
     return checked
 
 
@@ -160,9 +156,8 @@ def _sequence(where: str, value: object, rule: str) -> Sequence[Any]:
     _reject(TypeError, where, f"{rule}, not {type(value).__name__}", remedy)
 
 
-def check_size(function: str, checked: list[Question]) -> None:
-    """Raises ValueError when these cannot go into one message."""
-    size = sum(len(one.prompt) + len(one.data) for one in checked)
+def check_size(function: str, size: int) -> None:
+    """Raises ValueError when prompts and contexts of this size cannot go into one message."""
     if size > MAX_BYTES:
         rule = f"prompts and contexts have {size:,} bytes together; at most {MAX_BYTES:,} are allowed in one call"
         _reject(ValueError, f"{function}:", rule, "Send less, or in several calls")
@@ -203,14 +198,14 @@ def slots(function: str, reply: Reply, strict: bool) -> list[str]:
         ValueError: the host found the call unacceptable.
     """
     match reply:
-        case Refused(kind="invalid", message=message):
-            raise ValueError(f"{function}: {message}")
-        case Refused(kind=kind, message=message):
-            raise SubcallFailed(f"{function}: {message}", "sandbox" if kind == "failed" else kind)
         case Answered(outcomes=outcomes):
             if strict:
                 _check_all(function, outcomes)
             return [SubcallError(f"Error: {text}", reason) if reason else text for reason, text in outcomes]
+        case Refused(kind="invalid", message=message):
+            raise ValueError(f"{function}: {message}")
+        case Refused(kind=kind, message=message):
+            raise SubcallFailed(f"{function}: {message}", "sandbox" if kind == "failed" else kind)
 
 
 def _check_all(function: str, outcomes: list[Outcome]) -> None:

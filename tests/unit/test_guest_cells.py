@@ -91,6 +91,12 @@ def test_globals_and_locals_are_one_namespace(worker: DrivenWorker) -> None:
         ("", ""),
         ("# nothing", ""),
         ("if True:\n    5", ""),
+        ("for i in range(2): i; i", ""),
+        ("1 + 1\n\n", "2\n"),
+        ("1 + 1  # a: b; c", "2\n"),
+        ("\r", ""),
+        ("'a\\\nb'", "'ab'\n"),
+        ("globals().get('__annotations__')", ""),
     ],
 )
 def test_only_the_last_expression_is_shown(worker: DrivenWorker, code: str, shown: str) -> None:
@@ -126,6 +132,9 @@ def test_a_traceback_shows_the_cells_lines_and_no_frames_of_the_guest(worker: Dr
     [
         ("def f(:\n  pass", "SyntaxError", "def f(:\n          ^"),
         ("  x = 1", "IndentationError", "unexpected indent"),
+        ("1 +", "SyntaxError", '  File "<cell '),
+        ("return 5", "SyntaxError", "'return' outside function"),
+        ("1 = x", "SyntaxError", "cannot assign to literal"),
         ("ok = 1\nx = = 2", "SyntaxError", "line 2"),
         ("'\\0'\n\0", "SyntaxError", "null bytes"),
         ("import sys\nsys.exit(1)", "SystemExit", "end the cell only"),
@@ -151,6 +160,7 @@ def test_every_exception_is_reported_as_text(worker: DrivenWorker, code: str, na
     assert ran.error[0] == name
     assert part in ran.error[2] or part in ran.error[1]
     assert "worker_" not in ran.error[2]
+    assert "During handling" not in ran.error[2]
     assert len(ran.error[2]) < 70_000
     assert worker.run("'alive'").stdout == "'alive'\n"
 
@@ -163,6 +173,8 @@ def test_top_level_await_and_asyncio_run_both_work(worker: DrivenWorker) -> None
     code = "import asyncio\nasync def one(n):\n    await asyncio.sleep(0)\n    return n\n"
     assert worker.run(code + "await asyncio.gather(one(1), one(2))").stdout == "[1, 2]\n"
     assert worker.run("asyncio.run(one(3))").stdout == "3\n"
+    assert worker.run("z = await one(6)").status == "ok"
+    assert worker.run("z + await one(1)").stdout == "7\n"
     assert worker.run("x = await one(4)\n[await one(n) for n in range(2)] + [x]").stdout == "[0, 1, 4]\n"
     assert worker.run("async with asyncio.timeout(9):\n    y = await one(5)\nawait one(y)").stdout == "5\n"
 
@@ -202,6 +214,8 @@ def test_closed_and_redirected_streams_are_whole_in_the_next_cell(worker: Driven
     assert worker.run("print('again'); os.system('echo child')").stdout == "again\nchild\n0\n"
     worker.run("os.dup2(os.open('/dev/null', os.O_WRONLY), 1)")
     assert worker.run("print('back')").stdout == "back\n"
+    assert worker.run("sys.stdout = None; print('nowhere'); 5").status == "ok"
+    assert worker.run("5").stdout == "5\n"
 
 
 def test_prints_of_earlier_cells_threads_are_left_out_and_counted(worker: DrivenWorker) -> None:

@@ -345,6 +345,12 @@ def test_a_metaclass_cannot_run_code_in_the_list_of_variables() -> None:
         def __name__(cls) -> str:  # type: ignore[override]
             raise AssertionError
 
+        def __eq__(cls, other: object) -> bool:
+            raise SystemExit
+
+        def __hash__(cls) -> int:
+            raise SystemExit
+
     class Odd(metaclass=Meta):
         pass
 
