@@ -41,7 +41,10 @@ class Session:
         self._stream = self._channel.call(pb.ATTACH_METHOD, self._received, self._ended)
         self._send(pb.AttachRequest(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, python_version=_PYTHON_VERSION)))
         # The host has heard of us, and has something to do meanwhile.
-        harden()
+        try:
+            harden()
+        except OSError as error:
+            raise Ended(f"this process cannot be closed to the code: {error}") from None
         from agent_cells import Cells
 
         self._cells = Cells(settings, loop, first, self._send, self._ask)

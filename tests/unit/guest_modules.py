@@ -21,6 +21,7 @@ import agent_http2 as agent_http2
 import agent_link as agent_link
 import agent_loop as agent_loop
 import agent_processes as agent_processes
+import agent_session as agent_session
 import agent_settings as agent_settings
 import agent_worker as agent_worker
 import guest_frames as guest_frames
