@@ -35,7 +35,7 @@ class NotHere(Exception):
 async def peers() -> Sequence[Row]:
     """To start a sandbox, to run `print(1 + 1)` in it, and to ask `llm_query` where a peer has it, with a model that
     answers at once: one question after the other in the same cell, and one alone in each cell (rlms_docker starts a
-    Python for each cell, and with it the client that asks). In rounds that take turns. Held against ours, a start
+    Python for each cell, and with it the client that asks). They take turns, in rounds. Held against ours, a start
     against ours from the pool (ours cold stands beside it; no peer was given a pool). Ten cells and ten questions
     come before those that are timed, for all alike: CPython specializes code that has run eight times. Versions: rlms
     0.1.3, jupyter_client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything

@@ -20,16 +20,16 @@ WHO = ("orchestrator", "agent", "worker")
 @benchmark("shares", "Whose processor time a cell and a question take")
 async def shares() -> Sequence[Row]:
     """`1 + 1`, and `llm_query` answered in 0 ms, 200 of each at a time, in turns, after 400 of each. The kernel's
-    count of each process's time on a processor (/proc/PID/schedstat), divided by 200: the orchestrator's process, and
-    of the container the agent, which is process 1, and the worker. What the kernel does for a process counts; what it
-    waits for does not, so these are steadier than times by the clock."""
+    count of each process's time on a processor (/proc/PID/task/*/schedstat), divided by 200: the orchestrator's
+    process, and of the container the agent, which is process 1, and the worker. What the kernel does for a process
+    counts; what it waits for does not, so these are steadier than times by the clock."""
     async with (
         orchestrator_with({"model": says("")}, pool_max=0) as orchestrator,
         orchestrator.sandbox(answer=at_once) as sandbox,
     ):
         try:
             pids = (os.getpid(), *await asyncio.to_thread(_processes_of, sandbox.name))
-        except OSError:
+        except (OSError, subprocess.CalledProcessError):
             return [Row("the engine's processes are not to be seen from here", (), "")]
         cells: list[tuple[float, ...]] = []
         questions: list[tuple[float, ...]] = []
@@ -50,10 +50,10 @@ def _processes_of(name: str) -> tuple[int, int]:
     """The agent and the worker of a container, as this machine numbers them."""
     command = ["docker", "inspect", "--format", "{{.State.Pid}}", name]
     agent = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    if "rlm" not in Path(f"/proc/{agent}/cmdline").read_text("utf-8"):
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text("ascii").split()
+    if "/opt/rlm/agent/main.py" not in Path(f"/proc/{agent}/cmdline").read_text("utf-8") or not children:
         raise ProcessLookupError(f"{agent} is no process of this machine")
-    worker = int(Path(f"/proc/{agent}/task/{agent}/children").read_text("ascii").split()[0])
-    return agent, worker
+    return agent, int(children[0])
 
 
 async def _cells(sandbox: Sandbox) -> None:
@@ -68,4 +68,5 @@ async def _share(pids: Sequence[int], work: Callable[[], Awaitable[object]]) -> 
 
 
 def _ran_us(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[0]) / 1e3
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text("ascii").split()[0]) for thread in threads) / 1e3

@@ -42,12 +42,6 @@ class TaskSet:
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=timeout_s)
 
-    def cancel(self) -> None:
-        """Cancels all of them, those that are adopted later too, and waits for none."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-
     async def close(self) -> None:
         """Cancels and awaits all of them, those that are adopted meanwhile too."""
         self._closed = True

@@ -42,7 +42,8 @@ class AskCall:
     def __init__(self, asks: CellAsks) -> None:
         self._asks = asks
         self._size = 0
-        self.over = False  # answered, or given up
+        self._given_back = False
+        self.given_up = False  # by the guest
         asks._calls += 1
 
     def takes(self, size: int) -> None:
@@ -52,18 +53,22 @@ class AskCall:
         self._size += size
         self._asks._bytes += size
 
-    def give_back(self) -> None:
-        """Leaves room for another, even while what it began is still being stopped; again is harmless."""
-        if not self.over:
-            self.over = True
-            self._asks._calls -= 1
-            self._asks._bytes -= self._size
+    def give_up(self) -> None:
+        """Leaves room for another at once, while what it began is still being stopped."""
+        self.given_up = True
+        self._give_back()
 
     def __enter__(self) -> AskCall:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.give_back()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._given_back:
+            self._given_back = True
+            self._asks._calls -= 1
+            self._asks._bytes -= self._size
 
 
 class CellAsks:
@@ -135,10 +140,11 @@ class CellAsks:
             self.changed.clear()
             await self.changed.wait()
 
-    async def answer(self, work: Awaitable[Sequence[Slot]], size: int) -> Sequence[Slot]:
+    async def answer(self, work: Awaitable[Sequence[Slot]], call: AskCall, size: int) -> Sequence[Slot]:
         """Awaits the answer to a question of `size` bytes, in the call's own task: another would take three turns more.
 
-        Raises `AskCancelled` when the cell ends first, and what `work` raises.
+        Raises `AskCancelled` when the cell ends first, or `work` is cancelled by other than the guest's giving up; and
+        what `work` raises.
         """
         handler = asyncio.current_task()
         assert handler is not None
@@ -149,8 +155,8 @@ class CellAsks:
         try:
             slots = await work
         except asyncio.CancelledError:
-            if handler.cancelling() and not self.over:
-                raise  # the guest has given the call up
+            if call.given_up and not self.over:
+                raise
             handler.uncancel()
             raise AskCancelled("the cell has ended") from None
         finally:

@@ -107,9 +107,10 @@ class UnaryCall:
         self._stream = stream
         self._incoming = _Incoming(cap)
         self._complete = False
+        self._answered = False
         self._over = False
         self._changed: asyncio.Future[None] | None = None
-        # When the other end gives the call up, the one is called and the other cancelled.
+        # When the other end gives the call up, `given_up` is called, then `handler` cancelled.
         self.given_up: Callable[[], None] | None = None
         self.handler: asyncio.Task[None] | None = None
 
@@ -152,6 +153,7 @@ class UnaryCall:
 
     def answer(self, pieces: Sequence[bytes]) -> bool:
         """Answers with a message in pieces, as fast as the other end takes it; returns whether all of it has left."""
+        self._answered = True
         prefix = _PREFIX.pack(0, sum(map(len, pieces)))
         self._incoming.clear()
         self._http.headers(self._stream, _RESPONSE)
@@ -166,7 +168,9 @@ class UnaryCall:
             await self._change()
 
     def refuse(self, status: int, text: str) -> None:
-        """Ends the call with a status."""
+        """Ends the call with a status, unless an answer has begun."""
+        if self._answered:
+            return
         self._incoming.clear()
         refuse(self._http, self._stream, status, text)
         self._flush()

@@ -150,7 +150,7 @@ class GuestServer:
         try:
             cell = session.askable()
             with cell.asks.call() as place:
-                call.given_up = place.give_back
+                call.given_up = place.give_up
                 # Most questions are here already; a guest within its pace may ask them at once.
                 request = call.arrived() if session.wait_s() <= 0 and cell.asks.has_room else None
                 if request is None:
@@ -178,6 +178,10 @@ class GuestServer:
             # The guest learns nothing of what went wrong here.
             logger.exception("a question could not be answered")
             status, text = grpc_calls.INTERNAL, "the host could not answer"
+        except BaseException:
+            # Whatever ends this task, and whoever cancels it: the guest does not wait for what nobody works at.
+            call.refuse(grpc_calls.CANCELLED, "the call has ended")
+            raise
         if status != grpc_calls.CANCELLED:
             session.charge_refused()
         call.refuse(status, text)

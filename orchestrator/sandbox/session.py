@@ -304,15 +304,17 @@ class GuestSession:
             raise AskCancelled("the cell has ended")
         call.takes(size)
         try:
-            slots = await cell.asks.answer(answer(batch), size)
+            slots = await cell.asks.answer(answer(batch), call, size)
             if len(slots) != len(batch.questions):
                 raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
-        except AskRefused:
+        except (AskRefused, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except BaseException as error:
             # The caller's failure, not the code's: it comes out of `run`, and the guest learns nothing of it.
-            if not call.over:
+            if not call.given_up:
                 cell.fail(error)
+            if not isinstance(error, Exception):
+                raise
             raise AskCancelled("the run has ended") from None
         return slots
 

@@ -1,4 +1,4 @@
-"""The answers that a guest has not read yet. What it does not take, gRPC holds in the host's memory."""
+"""The answers that a guest has not read yet. What it does not take stays in the host's memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """gRPC over HTTP/2, as a client of two methods: a channel on a connected socket, and the calls on it.
 
-The wire is that of the gRPC project ("gRPC over HTTP2"), and what answers at the other end is its own server. Why not
-its own client as well: docs/decisions/0018.
+The wire is that of the gRPC project ("gRPC over HTTP2"). Why not its own client: docs/decisions/0018.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ class Decoder:
                 alone = alone and not kept and index <= len(_STATIC)
                 if kept:
                     self._keep((name, value))
-        if alone and len(self._known) < MAX_KNOWN:
+        if alone:
+            if len(self._known) == MAX_KNOWN:
+                self._known.clear()
             self._known[block] = headers
         return headers
 

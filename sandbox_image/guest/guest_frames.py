@@ -57,7 +57,7 @@ def parse(head: bytes | memoryview) -> Message:
     """The JSON object of a frame.
 
     Raises:
-        FrameError: it is not JSON, not an object, or has no `op`.
+        FrameError: it is not JSON, there is anything around it, it is not an object, or it has no `op`.
     """
     try:
         text = str(head, "utf-8")

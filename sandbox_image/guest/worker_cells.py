@@ -183,7 +183,7 @@ def _display(value: object) -> None:
     builtins._ = None  # type: ignore[attr-defined]
     text = shown(value)
     if sys.stdout is not None:
-        sys.stdout.write(text + "\n")  # at once, where `print` would write twice
+        sys.stdout.write(f"{text!s}\n")  # at once, where `print` would write twice
     builtins._ = value  # type: ignore[attr-defined]
 
 

@@ -54,7 +54,8 @@ def cut(text: str, cap: int) -> str:
 
 
 def _is_small(value: object) -> bool:
-    if type(value) in (int, float, bool):
+    kind = type(value)
+    if kind is int or kind is float or kind is bool:
         return True
     stack, nodes, characters = [iter((value,))], 0, 0
     while stack:
@@ -125,7 +126,7 @@ def variables(namespace: dict[str, Any], hidden: dict[str, Any]) -> list[tuple[s
     """
     found: list[tuple[str, str, str]] = []
     nothing = object()
-    for name, value in reversed(namespace.copy().items()):  # a copy: threads may change it
+    for name, value in reversed(list(namespace.items())):  # at once: threads may change it
         if type(name) is not str or hidden.get(name, nothing) is value:
             continue
         if name.startswith("_") or not name.isidentifier() or len(name) > 100:

@@ -161,19 +161,47 @@ async def test_what_fails_after_the_code_gave_up_a_call_is_not_the_runs_failure(
         assert (await talk.session.run("", None, None)).status is CellStatus.OK
 
 
-async def test_an_answerer_that_cancels_its_own_work_leaves_no_call_without_an_end() -> None:
-    async def cancels(batch: Batch) -> Sequence[Slot]:
-        raise asyncio.CancelledError
+async def cancels_its_own_work(batch: Batch) -> Sequence[Slot]:
+    raise asyncio.CancelledError
 
+
+async def is_cancelled_by_itself(batch: Batch) -> Sequence[Slot]:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+    raise AssertionError("it is cancelled")
+
+
+@pytest.mark.parametrize("answer", [cancels_its_own_work, is_cancelled_by_itself])
+async def test_an_answerer_that_is_cancelled_leaves_no_call_without_an_end(answer: Answer) -> None:
     codes: list[grpc.StatusCode] = []
 
     async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
         codes.append(await code_of(guest.stub.Ask(ONE)))
         await guest.send(ended(cell.cell))
 
-    async with conversation(ask, answer=cancels) as talk, asyncio.timeout(30):
+    async with conversation(ask, answer=answer) as talk, asyncio.timeout(30):
         await talk.session.run("", None, None)
     assert codes == [grpc.StatusCode.CANCELLED]
+
+
+async def test_what_ends_an_answerer_without_being_an_error_comes_out_of_the_run_and_ends_the_call() -> None:
+    class Stopped(BaseException):
+        """As a test runner's own, or a group with one in it."""
+
+    async def stops(batch: Batch) -> Sequence[Slot]:
+        raise Stopped
+
+    codes: asyncio.Queue[grpc.StatusCode] = asyncio.Queue()
+
+    async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        codes.put_nowait(await code_of(guest.stub.Ask(ONE)))
+
+    async with conversation(ask, answer=stops) as talk, asyncio.timeout(30):
+        with pytest.raises(Stopped):
+            await talk.session.run("", None, None)
+        assert await codes.get() is grpc.StatusCode.CANCELLED
 
 
 async def test_giving_up_and_asking_again_without_end_waits_for_the_cleaning_up(

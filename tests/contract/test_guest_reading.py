@@ -79,7 +79,8 @@ async def test_what_many_calls_wait_at_a_time_puts_off_a_cells_limit_once() -> N
     began = time.monotonic()
     with asks.held_up(), asks.held_up(), asks.held_up():
         await asyncio.sleep(0.05)
-        assert await asks.answer(upper(Batch((), 1)), 0) == []
+        with asks.call() as call:
+            assert await asks.answer(upper(Batch((), 1)), call, 0) == []
         assert 0.05 <= asks.excused_s <= time.monotonic() - began
     before = asks.excused_s
     await asyncio.sleep(0.02)

@@ -312,3 +312,12 @@ def test_multiprocessing_works_with_functions_of_the_cell(worker: DrivenWorker) 
     )
     ran = worker.run(code)
     assert ran.stdout == "([0, 1, 4, 9], [2.0, 3.0])\n", ran
+
+
+def test_a_text_that_is_shown_may_be_of_a_class_of_its_own(worker: DrivenWorker) -> None:
+    code = (
+        "class Text(str):\n    def __add__(self, other): raise RuntimeError\n"
+        "class Shown:\n    def __repr__(self): return Text('shown')\nShown()"
+    )
+    ran = worker.run(code)
+    assert (ran.status, ran.stdout) == ("ok", "shown\n")

@@ -425,4 +425,8 @@ def test_few_blocks_are_remembered() -> None:
     for number in range(100):
         for _ in range(2):
             assert decoder.decode(agent_hpack.literal(b"a", b"%d" % number)) == [(b"a", b"%d" % number)]
-    assert len(decoder._known) == agent_hpack.MAX_KNOWN
+        assert 0 < len(decoder._known) <= agent_hpack.MAX_KNOWN
+
+
+def test_no_frame_is_too_large_for_a_message() -> None:
+    assert agent_http2.MAX_FRAME <= agent_grpc.MESSAGE_CAP  # so that a message that is a frame needs no look at its cap

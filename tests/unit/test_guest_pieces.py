@@ -358,6 +358,25 @@ def test_a_metaclass_cannot_run_code_in_the_list_of_variables() -> None:
     assert found == [("s", "str", "2 characters"), ("odd", "Odd", "")]
 
 
+def test_keys_of_a_namespace_cannot_run_code_in_the_list_of_variables() -> None:
+    armed = False
+
+    class Key:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            if armed:
+                raise SystemExit
+            return self is other
+
+    namespace: dict[Any, Any] = {f"n{number}": number for number in range(1000)} | {Key(): 1, Key(): 2}
+    for number in range(999):  # a dict that is nearly empty is copied key by key
+        del namespace[f"n{number}"]
+    armed = True
+    assert worker_describe.variables(namespace, {}) == [("n999", "int", "")]
+
+
 def test_nested_containers_are_abridged_and_cycles_end() -> None:
     cycle: list[Any] = [1]
     cycle.append(cycle)
