@@ -1,5 +1,7 @@
 """`python -m benchmarks [NAME...]`: measures, prints, and writes docs/benchmarks.md when all were measured.
 
+`--page` writes the sections of these NAMEs into the page that is there.
+
 QUICK=1 measures the core only, in a short time, and writes nothing.
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.page import page, table
+from benchmarks.page import Section, pace_ms, page, table, with_sections
 from benchmarks.plot import plot
 from benchmarks.registry import BENCHMARKS, Benchmark, Row, quick
 from orchestrator.cli.garbage import collect_less_often
@@ -30,19 +32,25 @@ for file in FILES:
     epilog="NAMEs: " + ", ".join(BENCHMARKS),
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=click.Choice(tuple(BENCHMARKS)))
-def main(names: tuple[str, ...]) -> None:
+@click.option("--page", "into_page", is_flag=True, help="Write what was measured into docs/benchmarks.md.")
+def main(names: tuple[str, ...], into_page: bool) -> None:
     collect_less_often()
     load = os.getloadavg()[0]
-    results: dict[Benchmark, list[Row]] = {}
+    sections: list[Section] = []
     for name in names or [name for name, each in BENCHMARKS.items() if each.core or not quick()]:
         chosen = BENCHMARKS[name]
-        rows = list(asyncio.run(_measured(chosen)))
-        results[chosen] = rows
-        click.echo(f"\n{chosen.title}\n\n{table(rows)}")
-    if not names and not quick():
-        picture = plot(results, PAGE.parent / "images" / "benchmarks.svg")
-        PAGE.write_text(page(results, load, picture), "utf-8")
-        click.echo(f"\nwritten: {PAGE}")
+        pace = pace_ms()
+        sections.append(Section(chosen, list(asyncio.run(_measured(chosen))), pace))
+        click.echo(f"\n{chosen.title} ({pace:.0f} ms for a million additions)\n\n{table(sections[-1].rows)}")
+    if quick() or (names and not into_page):
+        return
+    picture = plot(sections, PAGE.parent / "images" / "benchmarks.svg")
+    try:
+        text = with_sections(PAGE.read_text("utf-8"), sections) if names else page(sections, load, picture)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{PAGE}: {error}") from None
+    PAGE.write_text(text, "utf-8")
+    click.echo(f"\nwritten: {PAGE}")
 
 
 async def _measured(chosen: Benchmark) -> list[Row]:

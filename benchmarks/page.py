@@ -4,27 +4,67 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.registry import Benchmark, Row
 
 
-def page(results: Mapping[Benchmark, Sequence[Row]], load: float, picture: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What one benchmark has found. `pace_ms`: see `pace_ms()`, just before it."""
+
+    benchmark: Benchmark
+    rows: Sequence[Row]
+    pace_ms: float
+
+    def __str__(self) -> str:
+        pace = f"Just before, a million additions took Python {self.pace_ms:.0f} ms."
+        return "\n\n".join((f"## {self.benchmark.title}", self.benchmark.method, pace, table(self.rows)))
+
+
+def pace_ms() -> float:
+    """How fast this machine is just now: milliseconds of a million additions in Python, the median of seven times."""
+
+    def once() -> float:
+        began, total = time.perf_counter(), 0
+        for number in range(1_000_000):
+            total += number
+        return 1e3 * (time.perf_counter() - began)
+
+    return statistics.median(once() for _ in range(7))
+
+
+def page(sections: Sequence[Section], load: float, picture: bool) -> str:
     parts = [
         "# Benchmarks",
         "Made by `make bench`: only the models are scripted, all else is real. Medians of the repetitions, with the "
         "smallest and the largest beside them, and the 99th percentile of a hundred or more. *Held against* is what "
         "the section's method names, measured in the same run: read the ratios, since the machine is small and not "
-        "idle. The process looks for garbage as seldom as `rlm` does, for all sides alike.",
-        _machine(load),
+        "idle. How fast it was is told with each section, some of which may have been measured again at another time. "
+        "The process looks for garbage as seldom as `rlm` does, for all sides alike.",
+        f"{_machine()}\n- load of the machine when it began: {load:.1f}",
     ]
     if picture:
         parts.append("![A sandbox and a cell, beside others](images/benchmarks.svg)")
-    for each, rows in results.items():
-        parts += [f"## {each.title}", each.method, table(rows)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *map(str, sections)]) + "\n"
+
+
+def with_sections(text: str, sections: Sequence[Section]) -> str:
+    """A page with these in place of its own. Raises `ValueError`: it has no such section, or is of another machine."""
+    if _machine() not in text:
+        raise ValueError("the page is of another machine: measure all of it anew")
+    for section in sections:
+        own = re.compile(rf"^## {re.escape(section.benchmark.title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+        text, found = own.subn(lambda _: f"{section}\n\n", text)  # noqa: B023
+        if not found:
+            raise ValueError(f"the page has no section {section.benchmark.title!r}: measure all of it anew")
+    return text.rstrip("\n") + "\n"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -49,13 +89,12 @@ def _figure(value: float, unit: str) -> str:
     return f"{value:,.{digits}f} {unit}".rstrip()
 
 
-def _machine(load: float) -> str:
+def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     facts = [
         f"{os.cpu_count()} processors ({_processor()}), {memory:.0f} GiB",
         f"Linux {platform.release()}, Python {platform.python_version()}",
         f"Docker engine {_engine()}",
-        f"load of the machine when it began: {load:.1f}",
     ]
     return "\n".join(f"- {fact}" for fact in facts)
 

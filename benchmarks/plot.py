@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.registry import Benchmark, Row
+from benchmarks.page import Section
 
 DRAW = """
 import json, sys
@@ -34,11 +34,11 @@ figure.savefig(sys.argv[1], format="svg", metadata={"Date": None})
 """
 
 
-def plot(results: Mapping[Benchmark, Sequence[Row]], target: Path) -> bool:
+def plot(sections: Sequence[Section], target: Path) -> bool:
     """Bars of the benchmark of peers; returns whether there is a picture now."""
     from benchmarks.against_peers import PYTHON  # at the top it would be the first benchmark, by its being imported
 
-    rows = [row for each, found in results.items() if each.name == "peers" for row in found if row.samples]
+    rows = [row for each in sections if each.benchmark.name == "peers" for row in each.rows if row.samples]
     if not rows or not PYTHON.exists():
         return False
     bars = [[*row.what.split(": ", 1), row.median] for row in rows]
