@@ -14,10 +14,12 @@ from pathlib import Path
 
 from benchmarks.registry import Benchmark, Row
 
+_SETTLE_S, _NEAR = 30.0, 1.15
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What one benchmark has found. `pace_ms`: see `pace_ms()`, just before it."""
+    """What one benchmark has found. `pace_ms`: of the machine, just before it."""
 
     benchmark: Benchmark
     rows: Sequence[Row]
@@ -40,13 +42,22 @@ def pace_ms() -> float:
     return statistics.median(once() for _ in range(7))
 
 
+def settled_pace_ms(best_ms: float) -> float:
+    """The pace, once it is near the best; or after half a minute, whatever it is. The engine cleans up for a while."""
+    deadline = time.monotonic() + _SETTLE_S
+    while (pace := pace_ms()) > _NEAR * best_ms and time.monotonic() < deadline:
+        time.sleep(1)
+    return pace
+
+
 def page(sections: Sequence[Section], load: float, picture: bool) -> str:
     parts = [
         "# Benchmarks",
         "Made by `make bench`: only the models are scripted, all else is real. Medians of the repetitions, with the "
         "smallest and the largest beside them, and the 99th percentile of a hundred or more. *Held against* is what "
         "the section's method names, measured in the same run: read the ratios, since the machine is small and not "
-        "idle. How fast it was is told with each section, some of which may have been measured again at another time. "
+        "idle. Before each section it had half a minute to become nearly as fast as at its fastest, and how fast it "
+        "was is told; some sections may have been measured again at another time. "
         "The process looks for garbage as seldom as `rlm` does, for all sides alike.",
         f"{_machine()}\n- load of the machine when it began: {load:.1f}",
     ]
