@@ -22,9 +22,10 @@ MODELS = {"model": says("")}
 @benchmark("acquire", "A sandbox, cold and from the pool", core=True)
 async def acquire() -> Sequence[Row]:
     """Held against the engine's own create and start of a container of the same image under the same policy, in which
-    nothing but `sleep` runs; the three take turns. Cold: from asking to having, no pool. From the pool: the pool of 8
-    is full before each. The first cell of one from the pool: `1 + 1`, in processes that have slept."""
-    rounds = repeats(12)
+    nothing but `sleep` runs; the three take turns. Cold: from asking to having, no pool. From the pool: it is full
+    before each turn, and its 8 are taken one after the other, while the engine destroys those before. The first cell of
+    one from the pool: `1 + 1`, in processes that have slept."""
+    rounds = repeats(30)
     empty: list[float] = []
     cold: list[float] = []
     warm: list[float] = []
