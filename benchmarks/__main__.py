@@ -34,6 +34,10 @@ for file in FILES:
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=click.Choice(tuple(BENCHMARKS)))
 @click.option("--page", "into_page", is_flag=True, help="Write what was measured into docs/benchmarks.md.")
 def main(names: tuple[str, ...], into_page: bool) -> None:
+    if into_page and quick():
+        raise click.UsageError("QUICK=1 writes no page: leave out one of the two.")
+    if names and into_page:
+        _into_page([Section(BENCHMARKS[name], (), 0.0) for name in names])  # before anything is measured for nothing
     collect_less_often()
     load = os.getloadavg()[0]
     sections: list[Section] = []
@@ -47,12 +51,15 @@ def main(names: tuple[str, ...], into_page: bool) -> None:
     if quick() or (names and not into_page):
         return
     picture = plot(sections, PAGE.parent / "images" / "benchmarks.svg")
+    PAGE.write_text(_into_page(sections) if names else page(sections, load, picture), "utf-8")
+    click.echo(f"\nwritten: {PAGE}")
+
+
+def _into_page(sections: list[Section]) -> str:
     try:
-        text = with_sections(PAGE.read_text("utf-8"), sections) if names else page(sections, load, picture)
+        return with_sections(PAGE.read_text("utf-8"), sections)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{PAGE}: {error}") from None
-    PAGE.write_text(text, "utf-8")
-    click.echo(f"\nwritten: {PAGE}")
 
 
 async def _measured(chosen: Benchmark) -> list[Row]:
