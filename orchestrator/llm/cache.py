@@ -74,6 +74,7 @@ class AnswerCache:
 @dataclass(eq=False, slots=True)
 class _Waiter:
     span: Span
+    landed: asyncio.Future[None]
 
 
 @dataclass(eq=False, slots=True)
@@ -84,6 +85,16 @@ class _Flight:
     tally: RequestTally = field(default_factory=RequestTally)
     payer: _Waiter | None = None
     task: asyncio.Task[Reply] | None = None
+    ended: bool = False
+
+    def end(self, _: object = None) -> None:
+        """One of those who wait now pays, and all of them go on."""
+        if not self.ended:
+            self.ended = True
+            self.payer = self.waiters[0] if self.waiters else None
+            for waiter in self.waiters:
+                if not waiter.landed.done():
+                    waiter.landed.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,27 +160,29 @@ class Cached:
     def _depart(self, key: bytes, messages: Sequence[Message], span: Span, max_output_tokens: int | None) -> _Flight:
         flight = _Flight()
         shared = _SharedSpan(span.log, span.id, span.parent_id, span.kind, span.depth, flight.waiters)
-        flight.task = asyncio.create_task(
-            self._chat.chat(tuple(messages), shared, max_output_tokens=max_output_tokens, tally=flight.tally)
-        )
+        flight.task = asyncio.create_task(self._fly(key, flight, tuple(messages), shared, max_output_tokens))
+        flight.task.add_done_callback(flight.end)  # a task that is cancelled before it starts runs nothing of itself
         self._cache.depart(key, flight)
-
-        def landed(task: asyncio.Task[Reply]) -> None:
-            # Registered before anyone waits, so this runs before any of them goes on.
-            self._cache.land(key, flight)
-            flight.payer = flight.waiters[0] if flight.waiters else None
-            if not task.cancelled() and task.exception() is None:
-                self._cache.keep(key, task.result())
-
-        flight.task.add_done_callback(landed)
         return flight
+
+    async def _fly(
+        self, key: bytes, flight: _Flight, messages: Sequence[Message], span: Span, max_output_tokens: int | None
+    ) -> Reply:
+        try:
+            reply = await self._chat.chat(messages, span, max_output_tokens=max_output_tokens, tally=flight.tally)
+            self._cache.keep(key, reply)
+            return reply
+        finally:
+            # Here, and not when the task is done: those who wait go on a turn of the loop earlier.
+            self._cache.land(key, flight)
+            flight.end()
 
     async def _wait(self, key: bytes, flight: _Flight, span: Span, tally: RequestTally) -> Reply:
         assert flight.task is not None  # set before a flight can be found
-        waiter = _Waiter(span)
+        waiter = _Waiter(span, asyncio.get_running_loop().create_future())
         flight.waiters.append(waiter)
         try:
-            await asyncio.wait({flight.task})
+            await waiter.landed
         except asyncio.CancelledError:
             if flight.payer is waiter:
                 # It came in just as its payer left: paid for, and read by nobody that knows the amount.

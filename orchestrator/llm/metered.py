@@ -124,18 +124,22 @@ class Metered:
                 if reply.cached:
                     bill.spent = Spent(cached_calls=1)
                     return reply
-                # What was streamed beside the answer came of tries that broke off.
-                beside = max(0, read.size - len(reply.text.encode("utf-8", "surrogatepass")))
-                lost = self._lost(tally, size, beside, failed=False)
-                bill.spent = self._answered(reply, size, lost)
+                bill.spent = self._answered(reply, size, read.size, tally)
             finally:
                 reservation.settle(bill.spent)
-            return replace(reply, cost_usd=self._cost(reply.usage))
+            cost = self._cost(reply.usage)
+            return reply if cost == reply.cost_usd else replace(reply, cost_usd=cost)
 
-    def _answered(self, reply: Reply, size: int, lost: Spent) -> Spent:
+    def _answered(self, reply: Reply, asked: int, heard: int, tally: RequestTally) -> Spent:
+        """What it cost; with `asked` and `heard` bytes, as for `_lost`."""
         told = reply.usage is not None
-        usage = reply.usage or _estimate(size, len(reply.text.encode("utf-8", "surrogatepass")))
+        usage = reply.usage or _estimate(asked, len(reply.text.encode("utf-8", "surrogatepass")))
         cost = self._cost(usage)
+        if told and not tally.open:
+            return Spent(calls=1, usage=usage, cost_usd=cost or 0.0, unpriced_calls=int(cost is None))
+        # What was streamed beside the answer came of tries that broke off.
+        beside = max(0, heard - len(reply.text.encode("utf-8", "surrogatepass")))
+        lost = self._lost(tally, asked, beside, failed=False)
         return Spent(
             calls=1,
             usage=usage + lost.usage,

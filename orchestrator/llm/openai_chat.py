@@ -108,7 +108,7 @@ class OpenAIChat:
         try:
             async with asyncio.timeout(self._client.timeout_s):
                 if on_text is None:
-                    reply = self._read_plain(await openai_sdk.post_chat(self._client.sdk, body))
+                    reply = self._read_plain(await self._client.plain.chat(body))
                 else:
                     reply = await self._stream(body, on_text)
         except TimeoutError:
@@ -141,8 +141,7 @@ class OpenAIChat:
             body["stream"] = True
             if dialect.stream_usage:
                 body["stream_options"] = {"include_usage": True}
-        # The SDK refuses keywords that it does not know; what other servers understand goes around it.
-        return {**body, "extra_body": self._options} if self._options else body
+        return body | self._options
 
     def _adapted(self, complaint: str, body: Mapping[str, Any], attempt: _Attempt) -> _Attempt | None:
         """What to try next after a rejected parameter, and never what was tried before, so that this ends."""
@@ -205,7 +204,10 @@ class OpenAIChat:
 
     async def _stream(self, body: dict[str, Any], on_text: TextSink) -> Reply:
         collected = Collected()
-        async with await self._client.sdk.chat.completions.create(**body) as stream:
+        # The SDK refuses keywords that it does not know; what other servers understand goes around it.
+        known = {name: body[name] for name in ("model", "messages", "stream")}
+        other = {name: value for name, value in body.items() if name not in known}
+        async with await self._client.sdk.chat.completions.create(**known, extra_body=other) as stream:
             media_type = stream.response.headers.get("content-type", "").split(";")[0].strip().lower()
             if media_type in ("text/html", "application/json"):
                 raise self._malformed(f"expected a stream of events, got {media_type}")

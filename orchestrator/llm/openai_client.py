@@ -14,6 +14,8 @@ from orchestrator.errors import InvalidInput
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from orchestrator.llm.openai_plain import PlainRequests
+
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _CONNECT_TIMEOUT_S = 15.0
 
@@ -36,6 +38,7 @@ class OpenAIClient:
     """
 
     sdk: AsyncOpenAI = field(repr=False)
+    plain: PlainRequests = field(repr=False)
     base_url: str
     timeout_s: float  # of one request, streaming included
     secret: str = field(repr=False)  # kept to be cut out of messages
@@ -80,11 +83,14 @@ async def open_client(
     # The SDK takes over a second to import: only a process that asks a model pays for it.
     from orchestrator.llm.openai_sdk import new_sdk_client
 
-    sdk = new_sdk_client(api_key or "none", address, timeout, _CONNECT_TIMEOUT_S, max_connections)
+    sdk, plain = new_sdk_client(api_key or "none", address, timeout, _CONNECT_TIMEOUT_S, max_connections)
     limit_field = output_limit_field or _output_limit_field(parts.hostname)
     try:
-        yield OpenAIClient(sdk, address, timeout, api_key or "", asyncio.get_running_loop(), Dialect(limit_field))
+        yield OpenAIClient(
+            sdk, plain, address, timeout, api_key or "", asyncio.get_running_loop(), Dialect(limit_field)
+        )
     finally:
+        await plain.close()
         await sdk.close()
 
 

@@ -39,7 +39,7 @@ MAX_PROMPT_CHARS: Final = 8 * 1024 * 1024
 MAX_ANSWER_CHARS: Final = 8 * 1024 * 1024
 # Of a prompt in the record: the whole of it is in the event of the model call, or in the sub-call's context.
 _SHOWN_HEAD, _SHOWN_TAIL = 8_000, 2_000
-# So many questions begin before others have their turn on the loop: each is some events, and the sinks of those.
+# So many questions begin in one turn of the loop: each is some events, and the sinks of those.
 _AT_A_TURN: Final = 16
 
 
@@ -152,23 +152,22 @@ class Questions:
                 "sub-call",
                 f"a prompt has {len(question.prompt):,} characters, and may have {MAX_PROMPT_CHARS:,}",
             )
-        async with self._prompt(question, model.recursive, deadline) as prompt:
+        if question.attachment is None and not model.recursive:
+            return (await model.completion(Prompt(question.prompt, deadline=deadline), span)).text
+        async with self._stored(question, deadline) as prompt:
             return (await model.completion(prompt, span)).text
 
     @asynccontextmanager
-    async def _prompt(self, question: Question, recursive: bool, deadline: Deadline | None) -> AsyncIterator[Prompt]:
-        """The question as a prompt; what had to be stored for it is dropped after the block."""
+    async def _stored(self, question: Question, deadline: Deadline | None) -> AsyncIterator[Prompt]:
+        """The question as a prompt with a context, which is dropped after the block."""
         query = question.prompt if question.prompt.strip() else CONTEXT_HOLDS_THE_TASK
         if question.attachment is not None:
             context = await self._contexts.put_attachment(question.attachment)
-        elif recursive:
+        else:
             # A recursive sub-call finds its prompt as `context`, where its code can work on it.
             context = await self._contexts.put(question.prompt)
             if len(query) > SHORT_PROMPT_CHARS:
                 query = CONTEXT_HOLDS_THE_TASK
-        else:
-            yield Prompt(question.prompt, deadline=deadline)
-            return
         try:
             yield Prompt(query, context, deadline)
         finally:
@@ -204,23 +203,26 @@ class _Asking:
             [(question, index)] = questions.items()
             await self._one(question, index)
             return
-        room = asyncio.Semaphore(max_concurrent)
+        turns, unasked = _Turns(), iter(questions.items())
 
-        async def one(question: Question, index: int) -> None:
-            try:
+        async def one_after_another(question: Question, index: int) -> None:
+            # Who has an answer asks the next at once: a task for each leaves its place empty for two turns of the loop.
+            await self._one(question, index)
+            for question, index in unasked:
+                await turns.one_more()
+                if self._rest is not None:
+                    return
                 await self._one(question, index)
-            finally:
-                room.release()
 
         # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
         async with asyncio.TaskGroup() as group:
-            for count, (question, index) in enumerate(questions.items()):
-                if count % _AT_A_TURN == 1:  # the first is heard of before others begin: it may speak for all
+            for count, (question, index) in zip(range(max_concurrent), unasked, strict=False):
+                await turns.one_more()
+                if count == 1:  # the first is heard of before others begin: it may speak for all
                     await asyncio.sleep(0)
-                await room.acquire()
                 if self._rest is not None:
                     break
-                self._tasks.add(group.create_task(one(question, index)))
+                self._tasks.add(group.create_task(one_after_another(question, index)))
         if self._rest is not None:
             rest = self._rest
             without = [question for question in questions if question not in self.slots]
@@ -238,6 +240,23 @@ class _Asking:
             self._rest = failed(FailureReason.CANCELLED)
             for task in self._tasks - {asyncio.current_task()}:
                 task.cancel()
+
+
+class _Turns:
+    """Lets few questions begin in one turn of the loop, so that others have theirs."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+
+    async def one_more(self) -> None:
+        while self._begun >= _AT_A_TURN:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._over)
+        self._begun += 1
+
+    def _over(self) -> None:
+        self._begun = 0
 
 
 def _is_hopeless(reason: Exception) -> bool:

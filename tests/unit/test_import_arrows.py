@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 # The only importers of a library.
 DOORS = {
     "openai": {"orchestrator/llm/openai_"},
-    "aiohttp": {"orchestrator/llm/openai_sdk"},
+    "aiohttp": {"orchestrator/llm/openai_"},
     "docker": {"orchestrator/sandbox/engine_docker"},
     "genai_prices": {"orchestrator/llm/prices"},
     "tenacity": {"orchestrator/llm/retries"},

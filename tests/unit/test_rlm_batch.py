@@ -412,26 +412,50 @@ async def test_a_batch_that_is_to_stop_at_a_failure_cancels_what_is_left(tmp_pat
         if prompt.query == "bad":
             await started.wait()
             raise ModelFailed(ModelFailure.SERVER, "m", "500")
-        if prompt.query == "slow":
+        if prompt.query in ("slow", "slow too"):
             started.set()
             await asyncio.Event().wait()
         return "fine"
 
     sub = Sub(one_fails)
     asking = Asking(tmp_path, sub)
-    batch = Batch(tuple(map(Question, ("good", "slow", "bad", "later"))), 3, stop_at_failure=True)
+    batch = Batch(tuple(map(Question, ("good", "slow", "bad", "slow too", "later"))), 3, stop_at_failure=True)
     slots = await asking.questions.answer(batch, asking.cell)
     assert slots[0] == Answered("fine")
     assert [slot.reason for slot in slots[1:] if isinstance(slot, Failed)] == [
         FailureReason.CANCELLED,
         FailureReason.MODEL,
         FailureReason.CANCELLED,
+        FailureReason.CANCELLED,
     ]
-    assert "later" not in [prompt.query for prompt in sub.prompts] or slots[3] == Answered("fine")
+    assert "later" not in [prompt.query for prompt in sub.prompts]
     outcomes = [event.outcome for event in asking.events() if isinstance(event, QueryEnded)]
     assert outcomes.count(Outcome.FAILED) == 1
     assert Outcome.CANCELLED in outcomes
     assert isinstance(asking.events()[-1], BatchEnded)
+
+
+async def test_who_has_an_answer_asks_the_next_in_the_same_turn_of_the_loop(tmp_path: Path) -> None:
+    """A place that is empty for a turn is empty for as long as all others in flight keep the loop busy."""
+    turn = 0
+    asked_at, answered_at = {}, {}
+    answers = {name: asyncio.get_running_loop().create_future() for name in ("a", "b", "c", "d")}
+
+    async def answer(prompt: Prompt) -> str:
+        asked_at[prompt.query] = turn
+        await answers[prompt.query]
+        answered_at[prompt.query] = turn
+        return "fine"
+
+    asked = asyncio.create_task(Asking(tmp_path, Sub(answer)).ask(*answers, max_concurrent=2))
+    for future in answers.values():
+        for _ in range(20):
+            turn += 1
+            await asyncio.sleep(0)
+        future.set_result(None)
+    assert await asked == (Answered("fine"),) * 4
+    assert asked_at["c"] == answered_at["a"]
+    assert asked_at["d"] == answered_at["b"]
 
 
 async def test_without_that_wish_a_failure_stops_nothing(tmp_path: Path) -> None:
