@@ -37,7 +37,8 @@ from orchestrator.sandbox.runtime_processes import end_runtime_processes
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _THREADS = 16
-_IMPROPER = "container state improper"  # Podman: it ended by itself while it was being ended
+# It ended by itself while it was being ended: what Podman says, and Docker.
+_ENDED_MEANWHILE = ("container state improper", "is not running")
 # The engine demands it for what is below its own root, as volumes are. Nothing goes from the container to the host.
 _BELOW_ENGINE_ROOT = "rslave"
 _START_ENGINE = "Start it (systemctl start docker, or: make engine), or set DOCKER_HOST to where one runs."
@@ -138,7 +139,7 @@ class DockerEngine:
             except docker.errors.NotFound:
                 pass
             except docker.errors.APIError as error:
-                if _IMPROPER in str(error):
+                if any(told in str(error) for told in _ENDED_MEANWHILE):
                     api.remove_container(name, force=True, v=True)
                 elif error.status_code != 409:
                     raise
