@@ -82,4 +82,4 @@ async def pool_is_full(orchestrator: Orchestrator, count: int) -> None:
     assert isinstance(orchestrator.sandboxes, DockerSandboxes)
     while orchestrator.sandboxes.idle < count:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.6)

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from orchestrator.errors import LossCause, SandboxLost, SandboxUnavailable
+from orchestrator.errors import SandboxLost, SandboxUnavailable
 from orchestrator.sandbox.engine import Engine, EngineInfo
 from orchestrator.sandbox.engine_docker import DockerEngine
 from orchestrator.sandbox.host_paths import HostPath
@@ -57,6 +57,7 @@ class DockerSandboxes:
         self._settings = settings
         self._slots = Slots(settings.capacity)
         self._destroying = TaskSet()
+        self._closing = asyncio.Event()
         self._destroys = asyncio.Semaphore(_DESTROYS_AT_A_TIME)
         self._policy = policy
         self._info: EngineInfo | None = None
@@ -156,8 +157,8 @@ class DockerSandboxes:
             try:
                 yield sandbox
             finally:
-                sandbox.session.lose(LossCause.CLOSED, "")
-                self._discard(sandbox)
+                at_rest = sandbox.session.retire()
+                self._discard(sandbox, after_s=self._settings.destroy_delay_s if at_rest else 0.0)
 
     async def _ready(self, pool: WarmPool, context: Context | None, answer: Answer | None) -> LiveSandbox:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -178,10 +179,14 @@ class DockerSandboxes:
             f"{_ATTEMPTS} sandboxes in a row were lost before their first cell.", "See: rlm doctor"
         )
 
-    def _discard(self, sandbox: LiveSandbox) -> None:
-        self._destroying.spawn(self._destroy(sandbox), f"destroying {sandbox.name}")
+    def _discard(self, sandbox: LiveSandbox, after_s: float = 0.0) -> None:
+        self._destroying.spawn(self._destroy(sandbox, after_s), f"destroying {sandbox.name}")
 
-    async def _destroy(self, sandbox: LiveSandbox) -> None:
+    async def _destroy(self, sandbox: LiveSandbox, after_s: float) -> None:
+        if after_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(after_s):
+                    await self._closing.wait()
         async with self._destroys:
             await self._launcher.destroy(sandbox)
 
@@ -199,6 +204,7 @@ class DockerSandboxes:
                 logger.warning("the sweep removed: %s %s", found, ", ".join(strays))
 
     async def _close(self) -> None:
+        self._closing.set()
         for pool in self._pools.values():
             await pool.close()
         await self._destroying.drain(_DRAIN_S)

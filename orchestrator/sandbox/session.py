@@ -200,6 +200,17 @@ class GuestSession:
             self.lose(LossCause.UNRESPONSIVE, "the guest did not answer for a file")
             raise self._lost() from None
 
+    def retire(self) -> bool:
+        """Ends it for its owner. Returns whether it was at rest, with no cell running: then its guest is not told yet.
+
+        An idle guest that is told would go at once, and the engine would clear up after it at once.
+        """
+        at_rest = self._loss is None and not self._explaining and self._cell is None
+        if at_rest:
+            self._outlet = None
+        self.lose(LossCause.CLOSED, "")
+        return at_rest
+
     async def close(self) -> None:
         self.lose(LossCause.CLOSED, "")
         await self._tasks.close()

@@ -62,6 +62,47 @@ async def test_a_sandbox_is_single_use_and_gone_after_its_block(state_dir: Path)
     assert sorted(engine.destroyed) == sorted([first.name, second.name])
 
 
+async def test_a_sandbox_at_rest_is_told_and_removed_a_while_after_its_block(state_dir: Path) -> None:
+    """Removing keeps the engine busy just when its owner takes the next."""
+    engine = FakeEngine()
+    async with factory(engine, state_dir, destroy_delay_s=3_600.0) as sandboxes:
+        async with sandboxes.open(None, None) as first:
+            await first.run("hello")
+        async with sandboxes.open(None, None) as second:
+            await second.run("hello")
+        assert not engine.destroyed
+        assert engine.alive(first.name)  # its guest would leave if it were told
+        with pytest.raises(SandboxLost):
+            await first.run("again")
+    # Who leaves the factory does not wait for the hour.
+    assert sorted(engine.destroyed) == sorted([first.name, second.name])
+
+
+async def test_after_the_delay_it_is_removed(state_dir: Path) -> None:
+    engine = FakeEngine()
+    async with factory(engine, state_dir, destroy_delay_s=0.01) as sandboxes:
+        async with sandboxes.open(None, None) as sandbox:
+            pass
+        await engine.removed(sandbox.name)
+
+
+async def test_a_sandbox_whose_code_still_runs_is_removed_at_once(state_dir: Path) -> None:
+    began = asyncio.Event()
+
+    async def endless(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    engine = FakeEngine(endless)
+    async with factory(engine, state_dir, destroy_delay_s=3_600.0) as sandboxes:
+        async with sandboxes.open(None, None) as sandbox:
+            running = asyncio.create_task(sandbox.run("while True: pass"))
+            await began.wait()
+        with pytest.raises(SandboxLost):
+            await running
+        await engine.removed(sandbox.name)
+
+
 async def test_the_context_is_a_file_beside_the_socket_and_not_a_message(state_dir: Path) -> None:
     opens: list[tuple[pb.Open, bytes]] = []
 

@@ -172,6 +172,9 @@ class FakeEngine:
         async with self._changed:
             await self._changed.wait_for(lambda: name in self.destroyed)
 
+    def alive(self, name: str) -> bool:
+        return not self._guests[name].done()
+
     def kill(self, name: str) -> None:
         self._guests[name].cancel()
 
