@@ -87,7 +87,12 @@ class _Flight:
     task: asyncio.Task[Reply] | None = None
     ended: bool = False
 
-    def end(self, _: object = None) -> None:
+    def over(self, task: asyncio.Task[Reply]) -> None:
+        if not task.cancelled():
+            task.exception()  # seen: all who waited may be gone
+        self.end()  # a task that is cancelled before it starts runs nothing of itself
+
+    def end(self) -> None:
         """One of those who wait now pays, and all of them go on."""
         if not self.ended:
             self.ended = True
@@ -161,7 +166,7 @@ class Cached:
         flight = _Flight()
         shared = _SharedSpan(span.log, span.id, span.parent_id, span.kind, span.depth, flight.waiters)
         flight.task = asyncio.create_task(self._fly(key, flight, tuple(messages), shared, max_output_tokens))
-        flight.task.add_done_callback(flight.end)  # a task that is cancelled before it starts runs nothing of itself
+        flight.task.add_done_callback(flight.over)
         self._cache.depart(key, flight)
         return flight
 
@@ -187,13 +192,11 @@ class Cached:
             if flight.payer is waiter:
                 # It came in just as its payer left: paid for, and read by nobody that knows the amount.
                 tally.add(RequestTally(flight.tally.sent, max(0, flight.tally.closed - 1)))
-            elif flight.waiters == [waiter]:
+            elif flight.waiters == [waiter] and not flight.ended:
                 self._cache.land(key, flight)  # nobody joins a request that is being given up
-                # Where it came in this very moment there is nothing to cancel, and it was paid for all the same.
-                came = flight.task.done() and not flight.task.cancelled() and flight.task.exception() is None
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
-                tally.add(RequestTally(flight.tally.sent, max(0, flight.tally.closed - int(came))))
+                tally.add(flight.tally)
             raise
         finally:
             flight.waiters.remove(waiter)

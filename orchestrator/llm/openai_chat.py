@@ -59,6 +59,13 @@ class OpenAIChat:
                 "model_options", f"must not hold {limits[0]!r}.", "Set max_output_tokens (RLM_MAX_OUTPUT_TOKENS)."
             )
 
+        try:
+            json.dumps(self._options, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(
+                "model_options", f"must be JSON: {error}.", "Give texts, numbers, lists and objects of them."
+            ) from None
+
     @property
     def name(self) -> str:
         return self._model

@@ -69,7 +69,7 @@ async def open_client(
     Without `base_url` the API is OpenAI's and a key is needed; other servers may do without. `output_limit_field` is
     the request's field for the output limit, when the server's differs from the guess by its address.
 
-    Raises `InvalidInput` for a missing key or a bad address.
+    Raises `InvalidInput` for a missing or mutilated key, or a bad address.
     """
     address = base_url or DEFAULT_BASE_URL
     try:
@@ -80,6 +80,12 @@ async def open_client(
         raise InvalidInput("base_url", f"must be an http(s) address; it is {address!r}.", "Check OPENAI_BASE_URL.")
     if not api_key and base_url is None:
         raise InvalidInput("api_key", "is not set.", "Set OPENAI_API_KEY, or OPENAI_BASE_URL of a server without keys.")
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidInput(
+            "api_key",
+            "holds a character that no key has.",
+            "Look for a line end or a typographic sign in OPENAI_API_KEY.",
+        )
     # The SDK takes over a second to import: only a process that asks a model pays for it.
     from orchestrator.llm.openai_sdk import new_sdk_client
 
@@ -90,8 +96,10 @@ async def open_client(
             sdk, plain, address, timeout, api_key or "", asyncio.get_running_loop(), Dialect(limit_field)
         )
     finally:
-        await plain.close()
-        await sdk.close()
+        try:
+            await plain.close()
+        finally:
+            await sdk.close()
 
 
 def _output_limit_field(host: str) -> str:

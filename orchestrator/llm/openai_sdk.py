@@ -46,7 +46,7 @@ def new_sdk_client(
     http = openai.DefaultAioHttpClient(base_url=base_url, timeout=timeout, limits=limits, verify=tls)
     # Retries have one place of their own, where they are counted, told and capped.
     sdk = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http)
-    return sdk, PlainRequests(sdk, tls, connect_s, connections)
+    return sdk, PlainRequests(sdk, http, tls, connect_s, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def rename(error: Exception, model: str, secret: str, now: Callable[[], float] =
     match error:
         case openai.APIStatusError():
             return _status_failure(error, model, secret, now)
-        case openai.APIConnectionError() | httpx2.TransportError():
+        case openai.APIConnectionError() | httpx2.RequestError():
             return _transport_failure(_root_cause(error), model, secret)
         case openai.APIResponseValidationError() | json.JSONDecodeError() | UnicodeDecodeError():
             return Failure(malformed(model, f"the answer is not valid JSON ({error})", secret), False)

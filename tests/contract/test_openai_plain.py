@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ import httpx2
 import pytest
 from aiohttp import web
 
-from orchestrator.errors import ModelFailed, ModelFailure
+from orchestrator.errors import InvalidInput, ModelFailed, ModelFailure
 from orchestrator.events import EventLog
 from orchestrator.llm.openai_chat import OpenAIChat
 from orchestrator.llm.openai_client import OpenAIClient, open_client
@@ -68,6 +69,8 @@ async def test_a_plain_request_is_what_the_sdk_would_send(monkeypatch: pytest.Mo
         ({"all_proxy": "PROXY"}, True),
         ({"http_proxy": "PROXY"}, True),
         ({"http_proxy": "PROXY", "no_proxy": "model.invalid"}, False),
+        ({"http_proxy": "PROXY", "no_proxy": "*.invalid"}, False),
+        ({"all_proxy": "SCHEMELESS"}, True),
         ({"https_proxy": "PROXY"}, False),
     ],
 )
@@ -79,7 +82,10 @@ async def test_the_proxy_is_the_one_that_the_environment_has_for_the_address(
 
     async with served(proxy) as url:
         for name, value in environment.items():
-            monkeypatch.setenv(name, value.replace("PROXY", url.removesuffix("/v1")))
+            proxy_url = url.removesuffix("/v1")
+            monkeypatch.setenv(
+                name, value.replace("PROXY", proxy_url).replace("SCHEMELESS", proxy_url.removeprefix("http://"))
+            )
         # Nobody listens there: only a proxy can answer for it.
         async with open_client("sk-secret", "http://model.invalid/v1") as client:
             if answered:
@@ -88,6 +94,48 @@ async def test_the_proxy_is_the_one_that_the_environment_has_for_the_address(
                 with pytest.raises(ModelFailed) as caught:
                     await asked(client)
                 assert caught.value.kind is ModelFailure.CONNECTION
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the SDK's way to tell aiohttp of a proxy's password
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_is_not_given_the_key_for_itself(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """It sees what goes to an http address; of what goes to an https address it must see the name alone."""
+    heads = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: red-team")
+    async with await asyncio.start_server(note, "127.0.0.1", 0) as proxy:
+        host, port = proxy.sockets[0].getsockname()
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://corporate:hunter2@{host}:{port}")
+        async with open_client("sk-secret", f"{scheme}://model.invalid/v1") as client:
+            with pytest.raises(ModelFailed) as caught:
+                await asked(client)
+    assert "hunter2" not in str(caught.value)
+    [head] = heads
+    assert b"proxy-authorization: basic" in head
+    assert b"proxy-authorization: bearer" not in head
+    if scheme == "https":
+        assert head.startswith(b"connect model.invalid:443 ")
+        assert b"sk-secret" not in head
+        assert b"red-team" not in head
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_a_header_of_the_users_own_stands_for_the_keys(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"{name}: Bearer other")
+    seen = []
+
+    async def note(request: web.Request) -> web.Response:
+        seen.append(request.headers.getall("authorization"))
+        return web.Response(body=ANSWER)
+
+    async with served(note) as url, open_client("sk-secret", url) as client:
+        await asked(client)
+    assert seen == [["Bearer other"]]
 
 
 async def test_a_redirect_is_followed_and_the_key_stays_at_home() -> None:
@@ -106,7 +154,9 @@ async def test_a_redirect_is_followed_and_the_key_stays_at_home() -> None:
 
         async with served(moved) as url, open_client("sk-secret", url) as client:
             assert (await asked(client)).text == "yes"
-    assert keys == ["Bearer sk-secret", None]
+            assert (await asked(client)).text == "yes"
+    first, then = ["Bearer sk-secret", "Bearer sk-secret", None], ["Bearer sk-secret", None]
+    assert keys == [*first, *then]  # the first is asked anew, by a client that follows
 
 
 async def test_cookies_are_not_kept() -> None:
@@ -139,15 +189,19 @@ async def test_what_comes_compressed_is_read(status: int) -> None:
             assert (caught.value.kind, caught.value.retry_after_s) == (ModelFailure.RATE_LIMITED, 7)
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[]", b'"no"', b'{"error": "no"}', b'{"error": {"message": 3}}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"[]", b'"no"', b'{"error": "no"}', b'{"error": {"message": 3}}', b"[" * 200_000]
+)
 async def test_a_refusal_of_any_shape_has_its_status(body: bytes) -> None:
     async def refuse(request: web.Request) -> web.Response:
-        return web.Response(status=503, body=body, headers={"content-type": "application/json; charset=nonsense"})
+        headers = {"content-type": "application/json; charset=nonsense", "x-note": "grüße", "retry-after": "3"}
+        return web.Response(status=503, body=body, headers=headers)
 
     async with served(refuse) as url, open_client("sk-secret", url) as client:
         with pytest.raises(ModelFailed) as caught:
             await asked(client)
-    assert (caught.value.kind, caught.value.status) == (ModelFailure.SERVER, 503)
+    found = caught.value
+    assert (found.kind, found.status, found.retry_after_s) == (ModelFailure.SERVER, 503, 3)
 
 
 async def test_an_answer_that_breaks_off_is_a_lost_connection_and_may_be_billed() -> None:
@@ -165,3 +219,18 @@ async def test_an_answer_that_breaks_off_is_a_lost_connection_and_may_be_billed(
             await OpenAIChat(client, "m").chat((Message(Role.USER, "x"),), EventLog().root(), tally=tally)
     assert caught.value.kind is ModelFailure.CONNECTION
     assert tally.open == 1
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-sécret", "“sk-secret”"])
+async def test_a_mutilated_key_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(InvalidInput, match="OPENAI_API_KEY") as caught:
+        async with open_client(key, "http://model.invalid/v1"):
+            pass
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"n2": float("nan")}, {"when": {1, 2}}])
+async def test_options_that_no_json_can_hold_are_refused(options: dict[str, object]) -> None:
+    async with open_client("sk-secret", "http://model.invalid/v1") as client:
+        with pytest.raises(InvalidInput, match="model_options"):
+            OpenAIChat(client, "m", options=options)
