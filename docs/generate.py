@@ -24,8 +24,8 @@ from orchestrator.rlm.batch import SHORT_PROMPT_CHARS
 from orchestrator.rlm.prompts import PromptStyle
 from orchestrator.sandbox import wire, wire_out
 from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT
-from orchestrator.sandbox.factory import MOST_DESTROYS_AT_A_TIME
 from orchestrator.sandbox.policy import load_policy
+from orchestrator.sandbox.removals import MOST_AT_A_TIME
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
 from orchestrator.server.listening import ListenSettings
@@ -151,9 +151,9 @@ def wire_limits() -> str:
             "the next start waits",
         ),
         (
-            "sandboxes being destroyed at a time",
-            f"half of the processors, at least 1 and at most {MOST_DESTROYS_AT_A_TIME}",
-            "the next one waits, and holds no room meanwhile",
+            "sandboxes being removed at a time",
+            f"half of the processors, at least 1 and at most {MOST_AT_A_TIME}; {MOST_AT_A_TIME} when many are waiting",
+            "the next one waits, its guest gone, and holds no room meanwhile",
         ),
         (
             "path of a sandbox's socket",

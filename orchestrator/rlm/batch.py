@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -207,12 +208,12 @@ class _Asking:
 
         async def one_after_another(question: Question, index: int) -> None:
             # Who has an answer asks the next at once: a task for each leaves its place empty for two turns of the loop.
-            await self._one(question, index)
-            for question, index in unasked:
-                await turns.one_more()
-                if self._rest is not None:
-                    return
+            while self._rest is None:
                 await self._one(question, index)
+                if (following := next(unasked, None)) is None:
+                    return
+                question, index = following
+                await turns.one_more()
 
         # No `yield` in this group, and its tasks raise nothing: no ExceptionGroup can come out of it.
         async with asyncio.TaskGroup() as group:
@@ -243,20 +244,32 @@ class _Asking:
 
 
 class _Turns:
-    """Lets few questions begin in one turn of the loop, so that others have theirs."""
+    """Lets few questions begin in one turn of the loop, so that others have theirs. First come, first served."""
 
     def __init__(self) -> None:
         self._begun = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def one_more(self) -> None:
-        while self._begun >= _AT_A_TURN:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        if self._begun >= _AT_A_TURN:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn  # whoever lets it go on has counted it
+            return
         if not self._begun:
-            asyncio.get_running_loop().call_soon(self._over)
+            loop.call_soon(self._next)
         self._begun += 1
 
-    def _over(self) -> None:
+    def _next(self) -> None:
         self._begun = 0
+        while self._waiting and self._begun < _AT_A_TURN:
+            turn = self._waiting.popleft()
+            if not turn.done():  # it may have been cancelled
+                turn.set_result(None)
+                self._begun += 1
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self._next)
 
 
 def _is_hopeless(reason: Exception) -> bool:

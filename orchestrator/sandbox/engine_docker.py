@@ -37,6 +37,7 @@ from orchestrator.sandbox.runtime_processes import end_runtime_processes
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _THREADS = 16
+_REMOVALS = 3  # tries
 # It ended by itself while it was being ended: what Podman says, and Docker.
 _ENDED_MEANWHILE = ("container state improper", "is not running")
 # The engine demands it for what is below its own root, as volumes are. Nothing goes from the container to the host.
@@ -134,19 +135,20 @@ class DockerEngine:
         """See `Engine.destroy`. Another removal in progress is waited out."""
 
         def remove(api: docker.APIClient) -> None:
-            try:
-                api.remove_container(name, force=True, v=True)
-            except docker.errors.NotFound:
-                pass
-            except docker.errors.APIError as error:
-                if any(told in str(error) for told in _ENDED_MEANWHILE):
+            for left in reversed(range(_REMOVALS)):
+                try:
                     api.remove_container(name, force=True, v=True)
-                elif error.status_code != 409:
-                    raise
-                else:
+                except docker.errors.NotFound:
+                    pass
+                except docker.errors.APIError as error:
+                    if left and any(told in str(error) for told in _ENDED_MEANWHILE):
+                        continue
+                    if error.status_code != 409:
+                        raise
                     # "removal of container ... is already in progress"
                     with contextlib.suppress(docker.errors.NotFound):
                         api.wait(name, timeout=30, condition="removed")
+                break
             if (identifier := self._made.pop(name, None) or self._listed.pop(name, None)) is not None:
                 end_runtime_processes(identifier)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,6 +19,7 @@ from orchestrator.sandbox.policy import ENGINE_DEFAULT, Policy, load_policy
 from orchestrator.sandbox.pool import WarmPool
 from orchestrator.sandbox.reaper import Reaper, standing_by
 from orchestrator.sandbox.reclaim import Reclaimed, reclaim, remove_owned, remove_owned_dirs
+from orchestrator.sandbox.removals import Removals
 from orchestrator.sandbox.self_check import Promised
 from orchestrator.sandbox.settings import SandboxSettings
 from orchestrator.sandbox.slots import Slots
@@ -29,10 +30,6 @@ from orchestrator.values import Context
 
 logger = logging.getLogger(__name__)
 
-MOST_DESTROYS_AT_A_TIME = 4
-# Half of the processors: more make none of them quicker, and hold up who takes a sandbox (docs/decisions, 0013).
-_DESTROYS_AT_A_TIME = max(1, min(MOST_DESTROYS_AT_A_TIME, (os.cpu_count() or 1) // 2))
-_DRAIN_S = 60.0
 _ATTEMPTS = 3
 
 
@@ -56,9 +53,7 @@ class DockerSandboxes:
         self._launcher = launcher
         self._settings = settings
         self._slots = Slots(settings.capacity)
-        self._destroying = TaskSet()
-        self._closing = asyncio.Event()
-        self._destroys = asyncio.Semaphore(_DESTROYS_AT_A_TIME)
+        self._removals = Removals(launcher, settings.removal_delay_s, max(4, settings.capacity // 4))
         self._policy = policy
         self._info: EngineInfo | None = None
         # By runtime, each begun when it is first asked for; room and names are shared by all.
@@ -138,7 +133,9 @@ class DockerSandboxes:
                 return await self._launcher.start(policy, warm=ahead)
 
             settings = self._settings
-            self._pools[runtime] = WarmPool(start, self._discard, least, settings.pool_max, settings.refill_delay_s)
+            self._pools[runtime] = WarmPool(
+                start, self._removals.add, least, settings.pool_max, settings.refill_delay_s
+            )
         return SandboxesOfRuntime(self, policy, self._pools[runtime])
 
     async def engine_info(self) -> EngineInfo:
@@ -158,7 +155,7 @@ class DockerSandboxes:
                 yield sandbox
             finally:
                 at_rest = sandbox.session.retire()
-                self._discard(sandbox, after_s=self._settings.destroy_delay_s if at_rest else 0.0)
+                self._removals.add(sandbox, at_rest=at_rest)
 
     async def _ready(self, pool: WarmPool, context: Context | None, answer: Answer | None) -> LiveSandbox:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -168,27 +165,16 @@ class DockerSandboxes:
                     await sandbox.give_work(context, answer)
             except (SandboxLost, TimeoutError) as error:
                 # It was fine when it was taken: no reason to fail a run while another can be had.
-                self._discard(sandbox)
+                self._removals.add(sandbox)
                 logger.info("%s did not take its work (attempt %d): %s", sandbox.name, attempt, error)
             except BaseException:
-                self._discard(sandbox)
+                self._removals.add(sandbox)
                 raise
             else:
                 return sandbox
         raise SandboxUnavailable(
             f"{_ATTEMPTS} sandboxes in a row were lost before their first cell.", "See: rlm doctor"
         )
-
-    def _discard(self, sandbox: LiveSandbox, after_s: float = 0.0) -> None:
-        self._destroying.spawn(self._destroy(sandbox, after_s), f"destroying {sandbox.name}")
-
-    async def _destroy(self, sandbox: LiveSandbox, after_s: float) -> None:
-        if after_s:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(after_s):
-                    await self._closing.wait()
-        async with self._destroys:
-            await self._launcher.destroy(sandbox)
 
     async def _sweep(self) -> None:
         while True:
@@ -204,11 +190,9 @@ class DockerSandboxes:
                 logger.warning("the sweep removed: %s %s", found, ", ".join(strays))
 
     async def _close(self) -> None:
-        self._closing.set()
         for pool in self._pools.values():
             await pool.close()
-        await self._destroying.drain(_DRAIN_S)
-        await self._destroying.close()
+        await self._removals.close()
         try:
             if strays := await remove_owned(self._engine, self._state, self._owner):
                 logger.warning("containers that were left at the end were removed: %s", ", ".join(strays))

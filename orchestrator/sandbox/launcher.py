@@ -119,13 +119,14 @@ class Launcher:
             logger.debug("%s: container %.3f s, guest %.3f s", name, started - began, ended - started)
             return LiveSandbox(name, warm, session, server, directory)
 
-    async def destroy(self, sandbox: LiveSandbox) -> None:
-        """Takes everything down. What the engine refuses to remove is left to the sweep, and logged."""
-        try:
-            await sandbox.server.__aexit__(None, None, None)
-        finally:
-            await self._remove(sandbox.name)
-            await asyncio.to_thread(self._state.remove_sandbox_dir, sandbox.directory.name)
+    async def hang_up(self, sandbox: LiveSandbox) -> None:
+        """Ends its connection, upon which a guest of ours leaves."""
+        await sandbox.server.__aexit__(None, None, None)
+
+    async def remove(self, sandbox: LiveSandbox) -> None:
+        """Takes the rest down. What the engine refuses to remove is left to the sweep, and logged."""
+        await self._remove(sandbox.name)
+        await asyncio.to_thread(self._state.remove_sandbox_dir, sandbox.directory.name)
 
     async def _remove(self, name: str) -> None:
         try:

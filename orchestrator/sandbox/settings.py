@@ -26,7 +26,7 @@ class SandboxSettings:
     pool_min: int = 0
     pool_max: int = 4
     refill_delay_s: float = 0.25  # so that a start does not compete with the first cell of the sandbox just taken
-    destroy_delay_s: float = 0.25  # nor a removal with what its owner does next
+    removal_delay_s: float = 0.25  # nor a removal with what its owner does next
     max_lifetime_s: float = 86_400.0
     silence_timeout_s: float = 30.0  # without a word from a guest that sends a heartbeat every few seconds
     sweep_interval_s: float = 300.0

@@ -65,7 +65,7 @@ async def test_a_sandbox_is_single_use_and_gone_after_its_block(state_dir: Path)
 async def test_a_sandbox_at_rest_is_told_and_removed_a_while_after_its_block(state_dir: Path) -> None:
     """Removing keeps the engine busy just when its owner takes the next."""
     engine = FakeEngine()
-    async with factory(engine, state_dir, destroy_delay_s=3_600.0) as sandboxes:
+    async with factory(engine, state_dir, removal_delay_s=3_600.0) as sandboxes:
         async with sandboxes.open(None, None) as first:
             await first.run("hello")
         async with sandboxes.open(None, None) as second:
@@ -80,7 +80,7 @@ async def test_a_sandbox_at_rest_is_told_and_removed_a_while_after_its_block(sta
 
 async def test_after_the_delay_it_is_removed(state_dir: Path) -> None:
     engine = FakeEngine()
-    async with factory(engine, state_dir, destroy_delay_s=0.01) as sandboxes:
+    async with factory(engine, state_dir, removal_delay_s=0.01) as sandboxes:
         async with sandboxes.open(None, None) as sandbox:
             pass
         await engine.removed(sandbox.name)
@@ -94,7 +94,7 @@ async def test_a_sandbox_whose_code_still_runs_is_removed_at_once(state_dir: Pat
         await asyncio.Event().wait()
 
     engine = FakeEngine(endless)
-    async with factory(engine, state_dir, destroy_delay_s=3_600.0) as sandboxes:
+    async with factory(engine, state_dir, removal_delay_s=3_600.0) as sandboxes:
         async with sandboxes.open(None, None) as sandbox:
             running = asyncio.create_task(sandbox.run("while True: pass"))
             await began.wait()

@@ -231,7 +231,7 @@ async def test_R26_a_daemon_that_outlives_its_cell_is_heard_whole_and_ends_with_
         there = _processes_of(user)
     if not small.gvisor:  # whose processes are its own kernel's
         assert there >= 3, "the agent, the worker and the daemon"
-        await small.sandboxes._destroying.drain(30)
+        await small.sandboxes._removals._tasks.drain(30)
         assert _processes_of(user) == 0
     found("its sandbox's output; ends with the sandbox")
 
