@@ -189,7 +189,7 @@ def _release(component: str, version: str) -> Finding:
     if (lacks := outdated(component, version)) is None:
         return Finding(component, Status.OK, version)
     fixed = ", ".join(".".join(map(str, numbers)) for numbers in sorted(lacks.branches.values()))
-    remedy = f"Update {component} to one of {fixed} or newer"
+    remedy = f"Update {component} to {fixed} or newer"
     if component == "runc":
         remedy += ", or use gVisor: RLM_RUNTIME=runsc"
     return Finding(

@@ -1,5 +1,6 @@
-"""Releases of what runs containers that fixed known ways out of one. Looked up last in May 2026: see the advisories of
-github.com/opencontainers/runc, containerd/containerd and moby/moby. The one place where such versions stand.
+"""Releases of what runs containers that fixed known ways out of one. Looked up last in November 2026: see the
+advisories of github.com/opencontainers/runc, containerd/containerd and moby/moby. The one place where such versions
+stand.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ FIXED = (
         "CVE-2025-31133, CVE-2025-52565, CVE-2025-52881",
         "has known container escapes",
     ),
-    # Open directories on the host; and, before 1.6.38, 1.7.27 and 2.0.4, a user number over an int32 that becomes root.
+    # A hostile image's labels run commands on the host, where Kubernetes shares this containerd, and its users become
+    # root; before 1.7.29, 2.0.7 and 2.1.5, directories of the host are open.
     Fixed(
         "containerd",
-        {(1, 7): (1, 7, 29), (2, 0): (2, 0, 7), (2, 1): (2, 1, 5)},
-        "CVE-2024-25621, CVE-2024-40635, CVE-2025-64329",
-        "leaves directories open to the host's other users",
+        {(1, 7): (1, 7, 33), (2, 0): (2, 0, 10), (2, 1): (2, 1, 9), (2, 2): (2, 2, 5), (2, 3): (2, 3, 2)},
+        "CVE-2026-53488, CVE-2026-46680, CVE-2024-25621",
+        "trusts images too far, or leaves directories open to the host's other users",
     ),
-    # Calls that an authorization plugin does not see whole. The branches before have no fix, or end before it.
+    # Calls that an authorization plugin does not see whole; the fix of 2024 was not all. Older branches have none.
     Fixed(
         "engine",
-        {(23, 0): (23, 0, 15), (25, 0): (25, 0, 6), (26, 1): (26, 1, 5), (27, 1): (27, 1, 1)},
-        "CVE-2024-41110",
-        "lets calls past authorization plugins, and its branch may get no fixes",
+        {(29, 3): (29, 3, 1)},
+        "CVE-2026-34040, CVE-2024-41110",
+        "lets calls past authorization plugins, where there are any",
     ),
 )
 

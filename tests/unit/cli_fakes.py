@@ -98,7 +98,7 @@ class FakeEngine:
 
     info_: EngineInfo | None = field(
         default_factory=lambda: EngineInfo(
-            "29.0", "1.52", "2", ("runc",), "runc", ("name=seccomp,profile=builtin",), "http+docker://localhost"
+            "29.5.3", "1.52", "2", ("runc",), "runc", ("name=seccomp,profile=builtin",), "http+docker://localhost"
         )
     )
     image_id: str | None = "sha256:" + "a" * 64

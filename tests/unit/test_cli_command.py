@@ -99,7 +99,7 @@ def _doctor(state: Path, engine: FakeEngine, **environ: str) -> tuple[int, dict[
 def test_doctor_is_content_with_a_good_host(state: Path) -> None:
     exit_code, checks = _doctor(state, FakeEngine(), OPENAI_API_KEY="sk-secret")
     assert exit_code == 0
-    assert checks["engine"]["text"] == "Docker 29.0, API 1.52, cgroup v2"
+    assert checks["engine"]["text"] == "Docker 29.5.3, API 1.52, cgroup v2"
     assert "sk-secret" not in str(checks)
     text = run_cli("doctor", environ={"RLM_STATE_DIR": str(state), "OPENAI_API_KEY": "sk-secret"}).stdout
     assert text.endswith("Ready.\n")
