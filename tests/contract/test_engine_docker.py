@@ -14,6 +14,8 @@ from orchestrator.sandbox.engine_docker import DockerEngine
 GONE = (204, "")
 RUNS_NO_LONGER = (500, "Could not kill running container c, cannot remove - Container c is not running")
 PODMAN_SAYS_SO = (500, "removing container c root filesystem: container state improper")
+NO_SUCH = (404, "No such container: c")
+UNDER_WAY = (409, "removal of container c is already in progress")
 BROKEN = (500, "input/output error")
 
 
@@ -32,8 +34,12 @@ async def engine(
         status, message = next(answers)
         return web.Response(status=204) if status == 204 else web.json_response({"message": message}, status=status)
 
+    async def waited(request: web.Request) -> web.Response:
+        return web.json_response({"StatusCode": 0})
+
     application = web.Application()
     application.router.add_get("/version", version)
+    application.router.add_post("/v1.41/containers/{name}/wait", waited)
     application.router.add_delete("/v1.41/containers/{name}", remove)
     runner = web.AppRunner(application)
     await runner.setup()
@@ -50,16 +56,24 @@ async def engine(
 
 
 @pytest.mark.parametrize("first", [RUNS_NO_LONGER, PODMAN_SAYS_SO])
+@pytest.mark.parametrize("then", [(GONE,), (NO_SUCH,), (UNDER_WAY,), (RUNS_NO_LONGER, GONE)])
 async def test_a_container_that_ends_while_it_is_being_ended_is_removed_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, first: tuple[int, str]
+    monkeypatch: pytest.MonkeyPatch, first: tuple[int, str], then: tuple[tuple[int, str], ...]
 ) -> None:
-    async with engine(monkeypatch, first, GONE) as (docker, asked):
+    async with engine(monkeypatch, first, *then) as (docker, asked):
         await docker.destroy("c")
-    assert asked == ["c", "c"]
+    assert asked == ["c"] * (1 + len(then))
+
+
+async def test_it_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with engine(monkeypatch, *[RUNS_NO_LONGER] * 3) as (docker, asked):
+        with pytest.raises(SandboxUnavailable, match="is not running"):
+            await docker.destroy("c")
+    assert asked == ["c"] * 3
 
 
 async def test_one_that_is_gone_already_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with engine(monkeypatch, (404, "No such container: c")) as (docker, asked):
+    async with engine(monkeypatch, NO_SUCH) as (docker, asked):
         await docker.destroy("c")
     assert asked == ["c"]
 

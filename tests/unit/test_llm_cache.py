@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -106,6 +107,43 @@ async def test_one_who_leaves_in_the_moment_of_the_answer_pays_for_it(turns: int
     waiters.tasks[0].cancel()
     await asyncio.gather(*waiters.tasks, return_exceptions=True)
     assert waiters.paid == [0]
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("leavers", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)])
+async def test_a_request_is_billed_once_whoever_leaves_in_the_moment_of_its_answer(
+    turns: int, leavers: tuple[int, ...]
+) -> None:
+    model = echoing()
+    model.gate.clear()
+    waiters = Waiters(Cached(model, AnswerCache()), 3)
+    await model.until(lambda: model.in_flight == 1)
+    model.gate.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for leaver in leavers:
+        waiters.tasks[leaver].cancel()
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiters.tasks, return_exceptions=True)
+    assert sum(tally.sent for tally in waiters.tallies) == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_failure_that_nobody_waits_for_any_more_is_no_complaint_of_the_loop(turns: int) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    model = FakeChatModel(lambda messages: ModelFailed(ModelFailure.REJECTED, "fake", "no"))
+    model.gate.clear()
+    waiters = Waiters(Cached(model, AnswerCache()), 1)
+    await model.until(lambda: model.in_flight == 1)
+    model.gate.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiters.tasks[0].cancel()
+    await asyncio.gather(*waiters.tasks, return_exceptions=True)
+    waiters.tasks.clear()
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_failure_reaches_all_who_wait_and_is_not_kept() -> None:

@@ -285,6 +285,19 @@ async def test_a_batch_stops_at_the_first_refusal_that_holds_for_all(tmp_path: P
     assert asked < 20
 
 
+@pytest.mark.parametrize("width", [1, 4, 16, 64])
+async def test_nothing_is_asked_after_the_first_refusal_that_holds_for_all(tmp_path: Path, width: int) -> None:
+    async def answer(prompt: Prompt) -> str:
+        if len(sub.prompts) > 10:
+            raise spent_out()
+        return "fine"
+
+    sub = Sub(answer)
+    slots = await Asking(tmp_path, sub).ask(*map(str, range(500)), max_concurrent=width)
+    assert len(sub.prompts) == 11
+    assert sum(isinstance(slot, Answered) for slot in slots) == 10
+
+
 @pytest.mark.parametrize(
     "refusal", [BudgetExceeded("max_tokens", 100, 60, 70), spent_out("max_sandboxes")], ids=["too-large", "sandboxes"]
 )
