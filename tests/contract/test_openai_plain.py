@@ -166,7 +166,8 @@ async def test_cookies_are_not_kept() -> None:
         cookies.append(request.headers.get("cookie"))
         return web.Response(body=ANSWER, headers={"set-cookie": "who=me"})
 
-    async with served(cookie) as url, open_client("sk-secret", url) as client:
+    # By name: aiohttp keeps none of an address that is a number.
+    async with served(cookie) as url, open_client("sk-secret", url.replace("127.0.0.1", "localhost")) as client:
         await asked(client)
         await asked(client)
     assert cookies == [None, None]
