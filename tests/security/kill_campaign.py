@@ -47,6 +47,7 @@ from tests.security.remains import (
 
 _LATEST_S = 4.0  # after its start: a kill may strike the start, a cell, a question, or a child's start
 _THERE_S = 10.0
+_ASKED_S = 60.0
 _REAPERS_S = 150.0  # one that finds no engine goes on trying for two minutes
 _ENGINE_DOWN_S = 3.0
 MODEL_SERVER = "model server"
@@ -78,13 +79,21 @@ class Campaign:
     """Shots at commands that share one state directory and one engine."""
 
     def __init__(
-        self, state: StateDir, environ: Mapping[str, str], seed: int, engine: PrivateEngine | None, context: Path
+        self,
+        state: StateDir,
+        environ: Mapping[str, str],
+        seed: int,
+        engine: PrivateEngine | None,
+        context: Path,
+        asked: Callable[[], int],
     ) -> None:
+        """`asked` counts the questions that came to the model so far."""
         self._state = state
         self._environ = dict(environ)
         self._seed = seed
         self._engine = engine
         self._context = context
+        self._asked = asked
         self._lock = threading.Lock()
         self.struck: Counter[str] = Counter()
         self.missed = self.hung = self.late = 0
@@ -114,16 +123,28 @@ class Campaign:
             model = stack.enter_context(_model_server()) if victim == MODEL_SERVER else None
             if model is not None:
                 environ["OPENAI_BASE_URL"] = model.url
-            self._strike(victim, chance, environ, model)
+            # Left to chance alone, a short campaign on a slow machine may have no command that came to a question.
+            first = victim == "orchestrator" and number < len(self.victims)
+            self._strike(victim, chance, environ, model, once_it_asks=first)
 
-    def _strike(self, victim: str, chance: random.Random, environ: Mapping[str, str], model: _Model | None) -> None:
+    def _strike(
+        self,
+        victim: str,
+        chance: random.Random,
+        environ: Mapping[str, str],
+        model: _Model | None,
+        *,
+        once_it_asks: bool,
+    ) -> None:
         # With a context: without one its code fails, and the command ends before anything strikes it.
         command = [sys.executable, "-m", "orchestrator.cli", "ask", "Why?", str(self._context), "-q"]
-        before = containers_of_state(self._state)
+        before, asked = containers_of_state(self._state), self._asked()
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=environ, stdout=quiet, stderr=quiet, start_new_session=True)
         if victim in ("agent", "worker"):
-            self._until_there(before)
+            self._until(lambda: containers_of_state(self._state) - before, _THERE_S)
+        if once_it_asks:
+            self._until(lambda: self._asked() > asked or process.poll() is not None, _ASKED_S)
         try:
             process.wait(chance.uniform(0, _LATEST_S))
         except subprocess.TimeoutExpired:
@@ -159,9 +180,9 @@ class Campaign:
             self.containers |= containers_of_state(self._state)
             self.struck[victim] += 1
 
-    def _until_there(self, before: set[str]) -> None:
-        until = time.monotonic() + _THERE_S
-        while not containers_of_state(self._state) - before and time.monotonic() < until:
+    def _until(self, come: Callable[[], object], within_s: float) -> None:
+        until = time.monotonic() + within_s
+        while not come() and time.monotonic() < until:
             time.sleep(0.1)
 
     def _inside(self, victim: str, fresh: set[str], chance: random.Random) -> int | None:
@@ -221,7 +242,11 @@ def _run(
         environ = {**environment(server.base_url, 2), "RLM_IMAGE": image}
         context = temporary / "context.txt"
         context.write_text("n")
-        campaign = Campaign(state, environ, seed, engine, context)
+
+        def asked() -> int:
+            return sum(request.model == "leaf" for request in server.requests)
+
+        campaign = Campaign(state, environ, seed, engine, context, asked)
         # Those at the engine come last: each of them strikes all commands that run, and would leave the others nothing.
         numbers = sorted(range(kills), key=lambda number: campaign.victim(number) in ENGINES)
         with ThreadPoolExecutor(at_a_time) as pool:
@@ -232,7 +257,7 @@ def _run(
         # The next start cleans up after those whose reaper was killed too.
         last = [sys.executable, "-m", "orchestrator.cli", "exec", "-"]
         subprocess.run(last, env=environ, input=b"1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-        asked = sum(request.model == "leaf" for request in server.requests)
+        questions = asked()
         calls: list[int] = []
 
         def none_in_flight(log: RequestLog) -> bool:
@@ -259,7 +284,7 @@ def _run(
             names=(*living, *around.values(), *left, *strays),
         )
     return Report(
-        dict(campaign.struck), campaign.missed, campaign.late, asked, campaign.hung, remains, engine is not None
+        dict(campaign.struck), campaign.missed, campaign.late, questions, campaign.hung, remains, engine is not None
     )
 
 
