@@ -86,7 +86,7 @@ class CellAsks:
         self._held_up_s = 0.0  # with at least one of them, however many there were
         self._allowed_s = 0.0
         self.over = False
-        self.changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # once somebody has waited
 
     @property
     def answering(self) -> bool:
@@ -137,8 +137,7 @@ class CellAsks:
     async def room(self) -> None:
         """Waits until it has room."""
         while not self.has_room:
-            self.changed.clear()
-            await self.changed.wait()
+            await self._change()
 
     async def answer(self, work: Awaitable[Sequence[Slot]], call: AskCall, size: int) -> Sequence[Slot]:
         """Awaits the answer to a question of `size` bytes, in the call's own task: another would take three turns more.
@@ -151,7 +150,7 @@ class CellAsks:
         self._hold_up()
         self._bytes_held += size
         self._answering.add(handler)
-        self.changed.set()
+        self._tell()
         try:
             slots = await work
         except asyncio.CancelledError:
@@ -163,9 +162,11 @@ class CellAsks:
             self._bytes_held -= size
             self._answering.discard(handler)
             self._go_on()
-            self.changed.set()
-        if any(isinstance(slot, Answered) for slot in slots):
-            self._allowed_s += _ALLOWANCE_S
+            self._tell()
+        for slot in slots:
+            if isinstance(slot, Answered):
+                self._allowed_s += _ALLOWANCE_S
+                break
         return slots
 
     def end(self) -> None:
@@ -173,14 +174,23 @@ class CellAsks:
         self.over = True
         for handler in (*self._answering, *self._waiting):
             handler.cancel()
-        self.changed.set()
+        self._tell()
 
     async def close(self) -> None:
         """Cancels what is still being answered, and waits until it is stopped."""
         self.end()
         while self._answering:
-            self.changed.clear()
-            await self.changed.wait()
+            await self._change()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        self._changed.clear()
+        await self._changed.wait()
 
     def _hold_up(self) -> None:
         if not self._held_up:

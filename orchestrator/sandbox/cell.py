@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-
-import msgspec
+from functools import partial
 
 from orchestrator.errors import InvalidInput
+from orchestrator.sandbox.alarm import Alarm
 from orchestrator.sandbox.asks import CellAsks
 from orchestrator.sandbox.output import OutputFold
 from orchestrator.sandbox.wire import CellEnded, Output
@@ -36,9 +36,14 @@ def check_time_limit(time_limit_s: float | None) -> None:
 
 
 class RunningCell:
-    """Ends by a result or an exception, once. Its clock stops while at least one question is out."""
+    """Ends by a result or an exception, once. Its clock stops while at least one question is out.
 
-    def __init__(self, number: int, head_bytes: int, tail_bytes: int, on_output: OutputSink | None) -> None:
+    `alarm` is its own while it runs.
+    """
+
+    def __init__(
+        self, number: int, head_bytes: int, tail_bytes: int, on_output: OutputSink | None, alarm: Alarm
+    ) -> None:
         self.number = number
         self._caps = head_bytes, tail_bytes
         self._folds: dict[OutputStream, OutputFold] = {}  # of those that something was written to
@@ -46,7 +51,7 @@ class RunningCell:
         self._loop = asyncio.get_running_loop()
         self._result: asyncio.Future[CellResult] = self._loop.create_future()
         self._started = self._loop.time()
-        self._watch: asyncio.TimerHandle | None = None
+        self._alarm = alarm
         self.asks = CellAsks()
 
     def wrote(self, output: Output) -> None:
@@ -62,15 +67,13 @@ class RunningCell:
             logger.exception("the sink for a cell's output raised and is dropped")
 
     def ended(self, message: CellEnded) -> None:
-        # A guest that says otherwise would spoil every sum of running times.
-        seconds = min(message.result.seconds, self._loop.time() - self._started)
         self.asks.end()
         if not self._result.done():
             stdout = self._captured(OutputStream.STDOUT, message.stdout_bytes)
             stderr = self._captured(OutputStream.STDERR, message.stderr_bytes)
-            self._result.set_result(
-                msgspec.structs.replace(message.result, stdout=stdout, stderr=stderr, seconds=seconds)
-            )
+            # A guest that says otherwise would spoil every sum of running times.
+            seconds = min(message.seconds, self._loop.time() - self._started)
+            self._result.set_result(message.result(stdout, stderr, seconds))
 
     def fail(self, error: BaseException) -> None:
         self.asks.end()
@@ -79,11 +82,11 @@ class RunningCell:
 
     async def wait(self, limit_s: float) -> CellResult:
         """The result. Raises `OutOfTime` when the cell has run for so long, waiting for answers not counted."""
-        self._watch = self._loop.call_later(limit_s, self._look, limit_s, False)
+        self._alarm.set(limit_s, partial(self._look, limit_s, False))
         try:
             return await self._result
         finally:
-            self._watch.cancel()
+            self._alarm.clear()
 
     def _look(self, limit_s: float, suspected: bool) -> None:
         left_s = limit_s - self._running_s()
@@ -95,18 +98,19 @@ class RunningCell:
                 return
             # A process that was itself held up, or stopped, reads what has come before it judges.
             left_s, suspected = min(_SECOND_LOOK_S, limit_s), True
-        self._watch = self._loop.call_later(left_s, self._look, limit_s, suspected)
+        self._alarm.set(left_s, partial(self._look, limit_s, suspected))
 
     async def close(self) -> None:
         """Cancels what is still being answered, and waits until it is."""
-        await self.asks.close()
+        if not self.asks.over or self.asks.answering:
+            await self.asks.close()
         if self._result.done() and not self._result.cancelled():
             self._result.exception()  # seen: nobody may be left to ask for it
 
     def _fold(self, stream: OutputStream) -> OutputFold:
         fold = self._folds.get(stream)
         if fold is None:
-            fold = self._folds[stream] = OutputFold(stream, *self._caps)
+            fold = self._folds[stream] = OutputFold(stream, *self._caps, live=self._on_output is not None)
         return fold
 
     def _captured(self, stream: OutputStream, total_bytes: int) -> Captured:

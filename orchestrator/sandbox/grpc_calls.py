@@ -90,6 +90,15 @@ class _Incoming:
         del self._buffer[:end]
         return message
 
+    def whole(self, data: memoryview) -> bytes | None:
+        """The message, where nothing came before and these bytes are exactly one: nearly always. They are not kept."""
+        if self._buffer or len(data) < _PREFIX.size:
+            return None
+        compressed, length = _PREFIX.unpack_from(data)
+        if compressed or length > self._cap or length != len(data) - _PREFIX.size:
+            return None
+        return bytes(data[_PREFIX.size :])
+
     def clear(self) -> None:
         self._buffer.clear()
 
@@ -213,15 +222,20 @@ class MessageStream:
     # --- for `Connection` ---
 
     def data(self, data: memoryview, last: bool) -> None:
-        self._incoming.add(data)
-        try:
-            while not self._incoming.empty and (message := self._incoming.take()) is not None:
-                self._received(message)
-            wanted = _STREAM_ROOM + (self._incoming.missing() or 0)
-        except BadMessage as error:
-            self.end(error.status, str(error))
-            self._broken(str(error))
-            return
+        incoming = self._incoming
+        wanted = _STREAM_ROOM
+        if (message := incoming.whole(data)) is not None:
+            self._received(message)
+        else:
+            incoming.add(data)
+            try:
+                while not incoming.empty and (message := incoming.take()) is not None:
+                    self._received(message)
+                wanted += incoming.missing() or 0
+            except BadMessage as error:
+                self.end(error.status, str(error))
+                self._broken(str(error))
+                return
         if self._stream.room < wanted // 2:
             self._http.grant(self._stream, wanted - self._stream.room)
         if last:

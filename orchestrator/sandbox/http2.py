@@ -119,7 +119,9 @@ class Connection:
             return
         if not stream.pending:
             self._sending.append(stream)
-        stream.pending.extend(memoryview(piece) for piece in pieces if piece)
+        for piece in pieces:
+            if piece:
+                stream.pending.append(memoryview(piece))
         stream.trailers = trailers
 
     def grant(self, stream: Stream, size: int) -> None:

@@ -20,17 +20,18 @@ class OutputFold:
     keeps its caps cannot send it.
     """
 
-    def __init__(self, stream: OutputStream, head_bytes: int, tail_bytes: int) -> None:
+    def __init__(self, stream: OutputStream, head_bytes: int, tail_bytes: int, *, live: bool = True) -> None:
+        """`live` False: nobody reads the chunks, so none are made."""
         self._stream = stream
         self._room = head_bytes + tail_bytes
         self._head = bytearray()
         self._tail = bytearray()
         self._end = 0
         self._jumped = False
-        self._decoder = _Decoder("replace")
+        self._decoder = _Decoder("replace") if live else None
 
     def add(self, offset: int, data: bytes) -> OutputChunk | None:
-        """Takes one piece; returns its text, or None while it holds nothing but the beginning of a character."""
+        """Takes one piece; returns its text, if that is wanted and more than the beginning of a character."""
         if offset < self._end:
             raise OutputOverrun(f"{self._stream.value} piece at {offset}, after {self._end} bytes")
         if len(data) > self._room:
@@ -39,11 +40,12 @@ class OutputFold:
             if self._jumped:
                 raise OutputOverrun(f"{self._stream.value} left out bytes twice")
             self._jumped = True
-            self._decoder.reset()
+            if self._decoder is not None:
+                self._decoder.reset()
         self._room -= len(data)
         (self._tail if self._jumped else self._head).extend(data)
         self._end = offset + len(data)
-        text = self._decoder.decode(data)
+        text = self._decoder.decode(data) if self._decoder is not None else ""
         return OutputChunk(self._stream, offset, text) if text else None
 
     def finish(self, total_bytes: int) -> Captured:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, assert_never
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import pace, wire, wire_out
+from orchestrator.sandbox.alarm import Alarm
 from orchestrator.sandbox.asks import AskCall, AskCancelled, AskNotNow, AskRefused
 from orchestrator.sandbox.cell import OutOfTime, RunningCell, check_time_limit
 from orchestrator.sandbox.engine import ContainerExit
@@ -89,6 +90,7 @@ class GuestSession:
         self._files = FileTransfers(name, self._send)
         self._tasks = TaskSet()
         self._hearing = Hearing(limits.silence_timeout_s, self._silent)
+        self._alarm = Alarm()
         self._pace = pace.Pace(self._loop.time)
         self._refused_above_pace = 0
         self._outlet: Outlet | None = None
@@ -171,7 +173,7 @@ class GuestSession:
         limits = self._limits
         limit = limits.cell_timeout_s if time_limit_s is None else time_limit_s
         self._cells += 1
-        cell = RunningCell(self._cells, limits.output_head_bytes, limits.output_tail_bytes, on_output)
+        cell = RunningCell(self._cells, limits.output_head_bytes, limits.output_tail_bytes, on_output, self._alarm)
         self._cell = cell
         self._send(wire_out.run_message(cell.number, code, limit, limits.cell_grace_s))
         try:
@@ -242,6 +244,7 @@ class GuestSession:
         if self._cell is not None:
             self._cell.fail(loss)
         self._files.lose(loss)
+        self._alarm.close()
         self._lost_now.set_result(None)
 
     # --- the guest's side ---

@@ -19,6 +19,7 @@ from orchestrator.seams import MAX_FILE_BYTES
 from orchestrator.values import (
     Attachment,
     Batch,
+    Captured,
     CellResult,
     CellStatus,
     CodeError,
@@ -79,13 +80,31 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class CellEnded(msgspec.Struct, frozen=True):
-    """`result` has no output in it yet: that came in pieces before, the last of them in `outputs`."""
+    """A cell's result without its output, which came in pieces before, the last of them in `outputs`."""
 
     cell: int
-    result: CellResult
+    status: CellStatus
+    error: CodeError | None
+    death: WorkerDeath | None
+    final: FinalAnswer | None
+    variables: tuple[Variable, ...]
+    seconds: float
     stdout_bytes: int
     stderr_bytes: int
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[Output, ...]
+
+    def result(self, stdout: Captured, stderr: Captured, seconds: float) -> CellResult:
+        """The whole of it; `seconds` as far as they are believed."""
+        return CellResult(
+            status=self.status,
+            stdout=stdout,
+            stderr=stderr,
+            error=self.error,
+            death=self.death,
+            final=self.final,
+            variables=self.variables,
+            seconds=seconds,
+        )
 
 
 class FileEnded(msgspec.Struct, frozen=True):
@@ -203,7 +222,8 @@ def _cell_ended(ended: pb.CellEnded) -> CellEnded:
     status = _STATUSES.get(ended.status)
     if status is None:
         raise ProtocolViolation("a cell ended with no known status")
-    if not math.isfinite(ended.seconds) or ended.seconds < 0:
+    seconds = ended.seconds
+    if not 0 <= seconds < math.inf:
         raise ProtocolViolation("a cell took no possible time")
     variables = ended.variables
     if len(variables) > MAX_VARIABLES:
@@ -214,17 +234,18 @@ def _cell_ended(ended: pb.CellEnded) -> CellEnded:
         raise ProtocolViolation("a cell failed without an error")
     if (status is CellStatus.WORKER_DIED) != (death is not None):
         raise ProtocolViolation("the worker's death and the cell's status do not agree")
-    result = CellResult(
+    return CellEnded(
+        cell=ended.cell,
         status=status,
         error=error,
         death=death,
         final=_final(ended.final_answer) if ended.HasField("final_answer") else None,
         variables=tuple(map(_variable, variables)),
-        seconds=ended.seconds,
+        seconds=seconds,
+        stdout_bytes=_count(ended.stdout_bytes, "stdout_bytes"),
+        stderr_bytes=_count(ended.stderr_bytes, "stderr_bytes"),
+        outputs=tuple(map(_output, ended.outputs)),
     )
-    outputs = tuple(map(_output, ended.outputs))
-    stdout_bytes = _count(ended.stdout_bytes, "stdout_bytes")
-    return CellEnded(ended.cell, result, stdout_bytes, _count(ended.stderr_bytes, "stderr_bytes"), outputs)
 
 
 def _variable(variable: pb.Variable) -> Variable:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -257,6 +259,28 @@ async def test_a_cell_that_outlives_all_its_limits_loses_the_sandbox(monkeypatch
         with pytest.raises(SandboxLost) as caught:
             await talk.session.run("", None, 0.01)
         assert caught.value.cause is LossCause.UNRESPONSIVE
+
+
+async def test_a_cell_has_its_own_limit_after_one_with_a_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def only_the_first(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        if cell.cell == 1:
+            await echo(guest, cell)
+
+    monkeypatch.setattr("orchestrator.sandbox.session._BACKSTOP_MARGIN_S", -1.99)
+    async with conversation(only_the_first) as talk:
+        await talk.session.run("", None, 300)
+        with pytest.raises(SandboxLost) as caught:
+            await talk.session.run("", None, 0.01)
+        assert caught.value.cause is LossCause.UNRESPONSIVE
+
+
+async def test_nothing_of_a_closed_sandbox_is_kept_until_its_cells_limit_is_over() -> None:
+    async with conversation() as talk:
+        await talk.session.run("", None, 300)
+        session, alarm = weakref.ref(talk.session), weakref.ref(talk.session._alarm)
+    del talk
+    gc.collect()
+    assert (session(), alarm()) == (None, None)
 
 
 async def test_waiting_for_an_answer_does_not_count_as_running(monkeypatch: pytest.MonkeyPatch) -> None:

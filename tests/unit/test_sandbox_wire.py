@@ -54,11 +54,11 @@ def test_a_message_is_a_value_or_a_violation(message: pb.AttachRequest) -> None:
         return
     assert isinstance(value, wire.GuestMessage)
     if isinstance(value, wire.CellEnded):
-        assert isinstance(value.result.status, CellStatus)
-        assert value.result.seconds >= 0
-        assert (value.result.death is not None) == value.result.state_lost
-        if value.result.final is not None:
-            assert value.result.final.length >= len(value.result.final.text)
+        assert isinstance(value.status, CellStatus)
+        assert value.seconds >= 0
+        assert (value.death is not None) == (value.status is CellStatus.WORKER_DIED)
+        if value.final is not None:
+            assert value.final.length >= len(value.final.text)
 
 
 @given(data=st.binary(max_size=200))
@@ -161,7 +161,7 @@ def test_a_final_answer_is_cut_on_the_host_as_well() -> None:
     )
     ended = wire.parse_message(message)
     assert isinstance(ended, wire.CellEnded)
-    final = ended.result.final
+    final = ended.final
     assert final is not None
     assert (len(final.text.encode()), final.length) == (wire.MAX_FINAL_BYTES, len(text))
 
@@ -181,7 +181,7 @@ def test_the_largest_end_of_a_cell_that_is_taken_fits_into_a_response_of_the_ser
     ended = wire.parse_message(message)
     assert isinstance(ended, wire.CellEnded)
     printed = Captured("\ufffd" * 32_768, "\ufffd" * 32_768, 65_536, 0)
-    result = msgspec.structs.replace(ended.result, stdout=printed, stderr=printed)
+    result = ended.result(printed, printed, ended.seconds)
     record = Record(1, 0.0, 1, 2, SpanKind.CELL, 0, events.CellEnded(Outcome.OK, result))
     assert record_message(record).ByteSize() < MAX_RESPONSE_BYTES
 
@@ -216,7 +216,7 @@ def test_what_is_taken_of_a_guest_can_be_recorded_and_sent_on(
     except (wire.ProtocolViolation, OutputOverrun):
         return
     captured = folded.finish(ended.stdout_bytes)
-    result = msgspec.structs.replace(ended.result, stdout=captured, stderr=captured)
+    result = ended.result(captured, captured, ended.seconds)
     result_message(result)
     for chunk in filter(None, chunks):
         chunk_message(chunk)
