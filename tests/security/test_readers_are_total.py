@@ -300,3 +300,18 @@ def test_fuzzing_finds_nothing_at_once(target: str, tmp_path: Path) -> None:
     )
     assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
     assert re.search(r"^Done [1-9]\d* runs", fuzzed.stderr, re.MULTILINE), fuzzed.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "FINAL(\n", 'FINAL("\n', "FINAL('''\n", "FINAL((\n)", "```repl\n", "```repl\n'''\n```\n", "```\n", "`",
+        "~~~x\n", '```repl\n"""\n', "``` ", "x ```", " ", "\t", "(", "\\", "'", '"""', "- ", "FINAL(x)  \n a",
+        "```x\ny\n```\n",
+    ],
+)  # fmt: skip
+def test_a_reply_is_read_in_a_time_that_its_length_bounds(unit: str) -> None:
+    # Quadratic reading of these takes minutes: the suite's own timeout is the limit, not a measured time.
+    text = unit * (100_000 // len(unit))
+    parse_reply(text)
+    parse_reply("```repl\n" + text)

@@ -48,6 +48,7 @@ from orchestrator.values import (
     CellStatus,
     Completion,
     Context,
+    Deadline,
     Ending,
     Failed,
     FailureReason,
@@ -626,3 +627,11 @@ def test_numbers_that_make_no_rlm_are_refused(tmp_path: Path, depth: int, max_de
             max_depth=max_depth,
             max_iterations=iterations,
         )
+
+
+def test_of_a_deadline_a_margin_is_kept_at_each_level() -> None:
+    root = Deadline(100.0, 100.0)
+    assert root.sooner(0.0).at == 90.0
+    assert root.sooner(0.0).sooner(0.0).at == 81.0
+    assert root.sooner(100.5).at == 100.0
+    assert Deadline(10_000.0, 10_000.0).sooner(0.0).at == 9_970.0

@@ -258,18 +258,3 @@ _BALANCED = st.recursive(
 @given(_BALANCED)
 def test_balanced_text_is_a_final_as_it_stands(text: str) -> None:
     assert parse_reply(f"FINAL({text})").textual_final == FinalText(text.strip())
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "FINAL(\n", 'FINAL("\n', "FINAL('''\n", "FINAL((\n)", "```repl\n", "```repl\n'''\n```\n", "```\n", "`",
-        "~~~x\n", '```repl\n"""\n', "``` ", "x ```", " ", "\t", "(", "\\", "'", '"""', "- ", "FINAL(x)  \n a",
-        "```x\ny\n```\n",
-    ],
-)  # fmt: skip
-def test_hostile_texts_are_read(unit: str) -> None:
-    # Quadratic reading of these takes minutes: the suite's own timeout is the limit, not a measured time.
-    text = unit * (100_000 // len(unit))
-    parse_reply(text)
-    parse_reply("```repl\n" + text)

@@ -21,16 +21,16 @@ from orchestrator.events import (
     TimeRanShort,
 )
 from orchestrator.rlm.replay import replay
-from orchestrator.values import CellStatus, Completion, Deadline, Ending, FailureReason, Message
+from orchestrator.values import CellStatus, Completion, Ending, FailureReason, Message
 from tests.unit.rlm_world import World, code, depth_of, is_leaf, replies
 
+WORK_S, MARGIN_S = 0.4, 9.6  # a busy machine has time enough to make use of what came back
+LIMIT_S = WORK_S + MARGIN_S
 
-def test_a_margin_is_kept_at_each_level() -> None:
-    root = Deadline(100.0, 100.0)
-    assert root.sooner(0.0).at == 90.0
-    assert root.sooner(0.0).sooner(0.0).at == 81.0
-    assert root.sooner(100.5).at == 100.0
-    assert Deadline(10_000.0, 10_000.0).sooner(0.0).at == 9_970.0
+
+@pytest.fixture(autouse=True)
+def _nearly_all_is_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.values._MARGIN_SHARE", MARGIN_S / LIMIT_S)
 
 
 async def hang() -> str:
@@ -43,14 +43,18 @@ def check(world: World) -> None:
     replay(world.records)
 
 
-async def test_a_cell_sees_the_answers_that_were_in_time_and_why_others_are_not_there(tmp_path: Path) -> None:
+async def test_a_cell_sees_the_answers_that_were_in_time_and_why_others_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.values._MARGIN_SHARE", 0.7)  # of what is left at each level
+
     async def policy(messages: Sequence[Message]) -> str:
         if is_leaf(messages):
             return await hang() if "slow" in messages[0].content else "here"
         return code("a = llm_batch(['quick', 'slow'])", "FINAL([a[0], a[1].reason, str(a[1])])")
 
     world = World(tmp_path, policy)
-    completion = await world.ask(seconds=0.4)
+    completion = await world.ask(seconds=LIMIT_S)
     late = "Error: the run's time is over; finish with what you have"
     assert completion == Completion(f'["here", "deadline", "{late}"]', Ending.FINAL)
     assert [event.failure for event in world.all_of(QueryEnded)] == [None, FailureReason.DEADLINE]
@@ -65,7 +69,7 @@ async def test_near_the_end_the_root_is_asked_for_its_best_answer(tmp_path: Path
         return await hang() if len(messages) > 2 else code("print('looked')")
 
     world = World(tmp_path, policy)
-    assert await world.ask(seconds=0.4) == Completion("about seven", Ending.BEST_EFFORT)
+    assert await world.ask(seconds=LIMIT_S) == Completion("about seven", Ending.BEST_EFFORT)
     assert [(event.number, event.last_resort) for event in world.all_of(IterationStarted)] == [
         (1, False),
         (2, False),  # was given up
@@ -73,7 +77,7 @@ async def test_near_the_end_the_root_is_asked_for_its_best_answer(tmp_path: Path
     ]
     assert world.outcomes(SpanKind.MODEL) == [Outcome.OK, Outcome.CANCELLED, Outcome.OK]
     (short,) = world.all_of(TimeRanShort)
-    assert 0 < short.seconds_left < 0.2
+    assert 0 < short.seconds_left < MARGIN_S + 0.1
     assert "looked" in world.chat.calls[-1].messages[-1].content
     check(world)
 
@@ -81,7 +85,7 @@ async def test_near_the_end_the_root_is_asked_for_its_best_answer(tmp_path: Path
 async def test_a_cell_that_runs_on_is_interrupted_and_told_of(tmp_path: Path) -> None:
     spin = code("print('before')", "while True: pass") + "\n" + code("print('never')")
     world = World(tmp_path, replies(spin, "what I have"))
-    assert await world.ask(seconds=0.4) == Completion("what I have", Ending.BEST_EFFORT)
+    assert await world.ask(seconds=LIMIT_S) == Completion("what I have", Ending.BEST_EFFORT)
     (ended,) = world.all_of(CellEnded)
     assert ended.result is not None
     assert ended.result.status is CellStatus.INTERRUPTED
@@ -94,26 +98,31 @@ async def test_a_cell_that_runs_on_is_interrupted_and_told_of(tmp_path: Path) ->
 async def test_an_answer_that_is_there_in_time_is_no_best_effort(tmp_path: Path) -> None:
     """The cell gives it, and is then in the way."""
     world = World(tmp_path, replies(code("FINAL(42)", "while True: pass")))
-    assert await world.ask(seconds=0.4) == Completion("42", Ending.FINAL)
+    assert await world.ask(seconds=LIMIT_S) == Completion("42", Ending.FINAL)
     check(world)
 
 
-async def test_without_even_a_last_answer_the_run_ends_by_its_deadline(tmp_path: Path) -> None:
+async def test_without_even_a_last_answer_the_run_ends_by_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.values._MARGIN_SHARE", 0.5)
     world = World(tmp_path, lambda _: hang())
-    with pytest.raises(DeadlineExceeded, match=r"max_seconds=0\.2 s"):
-        await world.ask(seconds=0.2)
+    with pytest.raises(DeadlineExceeded, match=r"max_seconds=1 s"):
+        await world.ask(seconds=1.0)
     assert world.outcomes(SpanKind.MODEL) == [Outcome.CANCELLED, Outcome.CANCELLED]
     check(world)
 
 
-async def test_a_sub_rlm_wraps_up_before_its_parent_must(tmp_path: Path) -> None:
+async def test_a_sub_rlm_wraps_up_before_its_parent_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.values._MARGIN_SHARE", 0.8)
+
     async def policy(messages: Sequence[Message]) -> str:
         if depth_of(messages) == 0:
             return code("FINAL(llm_query('dig'))")
         return "dug a bit" if "time for this task is over" in messages[-1].content else await hang()
 
     world = World(tmp_path, policy, max_depth=2)
-    assert await world.ask(seconds=0.6) == Completion("dug a bit", Ending.FINAL)
+    assert await world.ask(seconds=LIMIT_S) == Completion("dug a bit", Ending.FINAL)
     assert [event.ending for event in world.all_of(RlmEnded)] == [Ending.BEST_EFFORT, Ending.FINAL]
     check(world)
 
@@ -122,7 +131,7 @@ async def test_a_question_that_is_asked_too_late_costs_nothing(tmp_path: Path) -
     spin = "while not getattr(a := llm_query('x' * len(asked)), 'failed', False): asked.append(1)"
     first = code("asked = []", spin, "n = len(asked)", "b = llm_query('afterward')", "FINAL(b.reason)")
     world = World(tmp_path, lambda messages: "yes" if is_leaf(messages) else first)
-    assert (await world.ask(seconds=0.3)).text == "deadline"
+    assert (await world.ask(seconds=LIMIT_S)).text == "deadline"
     late = world.all_of(QueryStarted)[-1]
     assert late.prompt == "afterward"
     assert not any("afterward" in call.messages[0].content for call in world.chat.calls)
