@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import tempfile
 import weakref
@@ -272,6 +273,38 @@ async def test_a_cell_has_its_own_limit_after_one_with_a_longer(monkeypatch: pyt
         with pytest.raises(SandboxLost) as caught:
             await talk.session.run("", None, 0.01)
         assert caught.value.cause is LossCause.UNRESPONSIVE
+
+
+async def test_a_cell_that_has_ended_waits_until_its_answering_is_stopped() -> None:
+    asked, stopped = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_stop(batch: Batch) -> Sequence[Slot]:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # As one that closes a sandbox of its own first, however often it is cancelled.
+            stopping = asyncio.ensure_future(stop())
+            while not stopping.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(stopping)
+        raise AssertionError
+
+    async def stop() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        stopped.set()
+
+    async def ask_and_end(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        call = guest.stub.Ask(pb.AskRequest(questions=[pb.Question(prompt="a")], max_concurrent=1))
+        await asked.wait()
+        await guest.send(ended(cell.cell))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call
+
+    async with conversation(ask_and_end, answer=slow_to_stop) as talk:
+        await talk.session.run("", None, None)
+        assert stopped.is_set()
 
 
 async def test_nothing_of_a_closed_sandbox_is_kept_until_its_cells_limit_is_over() -> None:

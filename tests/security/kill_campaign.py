@@ -85,9 +85,9 @@ class Campaign:
         seed: int,
         engine: PrivateEngine | None,
         context: Path,
-        asked: Callable[[], int],
+        asked: Callable[[str], int],
     ) -> None:
-        """`asked` counts the questions that came to the model so far."""
+        """`asked` counts the questions that came to the model with this key."""
         self._state = state
         self._environ = dict(environ)
         self._seed = seed
@@ -117,7 +117,7 @@ class Campaign:
         # In turn, so that a short campaign has them all; the moment is left to chance.
         victim = self.victim(number)
         with ExitStack() as stack:
-            environ = dict(self._environ)
+            environ = {**self._environ, "OPENAI_API_KEY": f"key-{number}"}
             if self._engine is not None:
                 environ["RLM_RUNTIME"] = chance.choice(self._engine.runtimes)
             model = stack.enter_context(_model_server()) if victim == MODEL_SERVER else None
@@ -138,13 +138,13 @@ class Campaign:
     ) -> None:
         # With a context: without one its code fails, and the command ends before anything strikes it.
         command = [sys.executable, "-m", "orchestrator.cli", "ask", "Why?", str(self._context), "-q"]
-        before, asked = containers_of_state(self._state), self._asked()
+        before = containers_of_state(self._state)
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=environ, stdout=quiet, stderr=quiet, start_new_session=True)
         if victim in ("agent", "worker"):
             self._until(lambda: containers_of_state(self._state) - before, _THERE_S)
         if once_it_asks:
-            self._until(lambda: self._asked() > asked or process.poll() is not None, _ASKED_S)
+            self._until(lambda: self._asked(environ["OPENAI_API_KEY"]) or process.poll() is not None, _ASKED_S)
         try:
             process.wait(chance.uniform(0, _LATEST_S))
         except subprocess.TimeoutExpired:
@@ -243,8 +243,9 @@ def _run(
         context = temporary / "context.txt"
         context.write_text("n")
 
-        def asked() -> int:
-            return sum(request.model == "leaf" for request in server.requests)
+        def asked(key: str = "") -> int:
+            leaves = [request for request in server.requests if request.model == "leaf"]
+            return sum(request.headers["authorization"].endswith(key) for request in leaves)
 
         campaign = Campaign(state, environ, seed, engine, context, asked)
         # Those at the engine come last: each of them strikes all commands that run, and would leave the others nothing.

@@ -17,12 +17,14 @@ Ts = TypeVarTuple("Ts")
 
 
 class ByHand(asyncio.SelectorEventLoop):
-    """A loop whose time passes when it is told, and that remembers its timers."""
+    """A loop whose time passes when it is told, and that remembers its timers and what they raised."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_000.0
         self.timers: list[asyncio.TimerHandle] = []
+        self.raised: list[object] = []
+        self.set_exception_handler(lambda _, context: self.raised.append(context.get("exception")))
 
     def time(self) -> float:
         return self.now
@@ -44,6 +46,8 @@ def _run(test: Callable[[ByHand, Alarm, list[float]], Coroutine[Any, Any, None]]
 
     async def main() -> None:
         await test(loop, Alarm(), [])
+        # An exception of a callback only comes to this handler.
+        assert loop.raised == []
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
@@ -74,6 +78,7 @@ def test_what_it_is_set_for_last_counts(second_s: float) -> None:
         for _ in range(400):
             await loop.pass_(1)
         assert rung == [1_001.0 + second_s]
+        assert loop.timers[0].cancelled() == (second_s < 59)
 
     _run(test)
 
@@ -123,5 +128,17 @@ def test_once_closed_it_leaves_nothing_behind() -> None:
         alarm.close()
         assert [timer.cancelled() for timer in loop.timers] == [True]
         await loop.pass_(A_DAY)
+
+    _run(test)
+
+
+def test_a_timer_that_comes_a_little_early_calls_all_the_same() -> None:
+    """As a loop's do, by the resolution of its clock."""
+
+    async def test(loop: ByHand, alarm: Alarm, rung: list[float]) -> None:
+        alarm.set(60, _notes(loop, rung))
+        await loop.pass_(60 - loop._clock_resolution / 2)  # type: ignore[attr-defined]
+        assert len(rung) == 1
+        assert len(loop.timers) == 1
 
     _run(test)
