@@ -102,7 +102,7 @@ class GuestServer:
 
     def _begin(self, connection: _GuestConnection, stream: Stream, headers: list[Header]) -> StreamOwner | None:
         """A call, and who is told the rest of it; None when it is refused."""
-        self._session.charge(pace.CALL_S)
+        self._session.pace.charge(pace.CALL_S)
         http = connection.http
         match grpc_calls.path_of(headers):
             case None:
@@ -152,13 +152,13 @@ class GuestServer:
             with cell.asks.call() as place:
                 call.given_up = place.give_up
                 # Most questions are here already; a guest within its pace may ask them at once.
-                request = call.arrived() if session.wait_s() <= 0 and cell.asks.has_room else None
+                request = call.arrived() if session.pace.wait_s() <= 0 and cell.asks.has_room else None
                 if request is None:
                     with cell.asks.waiting(handler):
                         request = await self._read_question(call, cell)
                         await cell.asks.room()
                 batch = wire.read_questions(request)
-                session.charge(len(batch.questions) * pace.QUESTION_S)
+                session.pace.charge(len(batch.questions) * pace.QUESTION_S)
                 size = len(request)
                 del request
                 slots = await session.ask(cell, place, batch, size)
@@ -183,7 +183,7 @@ class GuestServer:
             call.refuse(grpc_calls.CANCELLED, "the call has ended")
             raise
         if status != grpc_calls.CANCELLED:
-            session.charge_refused()
+            session.pace.charge_refused()
         call.refuse(status, text)
 
     async def _read_question(self, call: UnaryCall, cell: RunningCell) -> bytes:
@@ -196,11 +196,11 @@ class GuestServer:
                         return await call.read()
                 except TimeoutError:
                     # Above its pace, it is the host that does not read: the guest may have sent it long ago.
-                    if self._session.wait_s() <= 0:
+                    if self._session.pace.wait_s() <= 0:
                         raise TooManyAsks(f"the question did not come within {_READ_TIMEOUT_S:g} s") from None
 
     async def _within_pace(self, cell: RunningCell) -> None:
-        while (wait_s := self._session.wait_s()) > 0:
+        while (wait_s := self._session.pace.wait_s()) > 0:
             with cell.asks.held_up():
                 await asyncio.sleep(wait_s)
 
@@ -208,13 +208,13 @@ class GuestServer:
         self, call: UnaryCall, slots: Sequence[Slot], handler: asyncio.Task[None], cell: RunningCell
     ) -> None:
         wanted = wire_out.least_size(slots)
-        if self._session.wait_s() > 0 or not self._unread.fits(wanted):
+        if self._session.pace.wait_s() > 0 or not self._unread.fits(wanted):
             with cell.asks.waiting(handler):
                 await self._within_pace(cell)
                 await self._unread.room(wanted)
         pieces = wire_out.answer_pieces(slots)
         size = sum(map(len, pieces))
-        self._session.charge(size * pace.BYTE_S)
+        self._session.pace.charge(size * pace.BYTE_S)
         if not call.answer(pieces):
             self._unread.add(size, handler)
             await call.left()
@@ -260,7 +260,7 @@ class _GuestConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._session.charge(pace.CALL_S)
+        self._session.pace.charge(pace.CALL_S)
         # One that was accepted before the end, and is told of after it, is nobody's any more.
         if len(self._all) >= _MAX_CONNECTIONS or self._session.over:
             transport.abort()
@@ -294,7 +294,7 @@ class _GuestConnection(asyncio.BufferedProtocol):
         finally:
             self._receiving = False
         frames = self.http.frames - frames
-        self._session.charge(pace.READ_S + frames * pace.FRAME_S + size * pace.BYTE_S)
+        self._session.pace.charge(pace.READ_S + frames * pace.FRAME_S + size * pace.BYTE_S)
         self.flush()
         self._slow_down()
 
@@ -307,7 +307,7 @@ class _GuestConnection(asyncio.BufferedProtocol):
 
     def _slow_down(self) -> None:
         """Reads nothing for a while when the guest is above its pace, or leaves too much of ours unread."""
-        wait_s = min(self._session.wait_s(), _LONGEST_PAUSE_S)
+        wait_s = min(self._session.pace.wait_s(), _LONGEST_PAUSE_S)
         if self.http.control_bytes > _CONTROL_BYTES:
             wait_s = _LONGEST_PAUSE_S
         if wait_s > 0 and self._transport is not None and not self._transport.is_closing():

@@ -22,6 +22,7 @@ REFUSED_S = 0.01
 _SHARE = 0.25
 _BURST_S = 5.0
 _EXCESS_S = 5.0  # above the burst; a guest that is read only when it is back in its burst does not get there
+_MAX_REFUSED_ABOVE = 64  # calls; as many as a guest may have in flight when its cell ends
 
 
 class TooFast(Exception):
@@ -29,7 +30,7 @@ class TooFast(Exception):
 
 
 class Pace:
-    """The account of one guest."""
+    """What one guest owes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -49,3 +50,35 @@ class Pace:
         if self._owed_s <= _BURST_S:
             return 0.0
         return max(0.0, (self._owed_s - _BURST_S) / _SHARE - (self._clock() - self._at))
+
+
+class Account:
+    """The pace of one guest, and the end of a guest that goes on above it."""
+
+    def __init__(self, exceeded: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        """`exceeded` is told why the guest must end; again is harmless, and what it goes on to send is charged too.
+
+        So that one whose owner takes a while to close it is read no faster meanwhile.
+        """
+        self._pace = Pace(clock)
+        self._exceeded = exceeded
+        self._refused_above = 0
+
+    def charge(self, seconds: float) -> None:
+        """For what the guest has caused here."""
+        try:
+            self._pace.charge(seconds)
+        except TooFast:
+            self._exceeded("more calls, questions or bytes than one sandbox may send")
+
+    def charge_refused(self) -> None:
+        """For a question that was refused. Above its pace, a guest of ours sends a few in a race at most."""
+        self.charge(REFUSED_S)
+        if self.wait_s() > 0:
+            self._refused_above += 1
+            if self._refused_above > _MAX_REFUSED_ABOVE:
+                self._exceeded("more questions that must be refused than one sandbox may send")
+
+    def wait_s(self) -> float:
+        """For how long nothing more should be read of the guest."""
+        return self._pace.wait_s()

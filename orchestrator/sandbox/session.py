@@ -19,6 +19,7 @@ from orchestrator.sandbox import pace, wire, wire_out
 from orchestrator.sandbox.alarm import Alarm
 from orchestrator.sandbox.asks import AskCall, AskCancelled, AskNotNow, AskRefused
 from orchestrator.sandbox.cell import OutOfTime, RunningCell, check_time_limit
+from orchestrator.sandbox.endings import why_it_hung_up
 from orchestrator.sandbox.engine import ContainerExit
 from orchestrator.sandbox.files import FileTransfers
 from orchestrator.sandbox.hearing import Hearing
@@ -32,8 +33,6 @@ T = TypeVar("T")
 
 _BACKSTOP_MARGIN_S = 15.0
 _EXIT_WAIT_S = 5.0
-_MAX_REFUSED_ABOVE_PACE = 64  # as many as a guest may have in flight when its cell ends
-_SIGKILLED = 137
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,7 @@ class GuestSession:
         self._tasks = TaskSet()
         self._hearing = Hearing(limits.silence_timeout_s, self._silent)
         self._alarm = Alarm()
-        self._pace = pace.Pace(self._loop.time)
-        self._refused_above_pace = 0
+        self.pace = pace.Account(lambda text: self.lose(LossCause.PROTOCOL, text), self._loop.time)
         self._outlet: Outlet | None = None
         self.python_version = ""
 
@@ -268,7 +266,7 @@ class GuestSession:
         """Takes a message as it came; one that breaks the protocol ends the sandbox."""
         if self._loss is not None:
             return
-        self.charge(pace.MESSAGE_S)
+        self.pace.charge(pace.MESSAGE_S)
         try:
             self._take(wire.read_message(data))
         except (wire.ProtocolViolation, OutputOverrun) as error:
@@ -279,28 +277,6 @@ class GuestSession:
         if self._loss is None and not self._explaining:
             self._explaining = True
             self._tasks.spawn(self._explain(), f"{self.name}: why the stream ended")
-
-    def charge(self, seconds: float) -> None:
-        """For what the guest has caused here, see `pace`; one that goes on above its share ends.
-
-        One that has ended goes on being charged, and is read no faster: its owner may take a while to close it.
-        """
-        try:
-            self._pace.charge(seconds)
-        except pace.TooFast:
-            self.lose(LossCause.PROTOCOL, "more calls, questions or bytes than one sandbox may send")
-
-    def charge_refused(self) -> None:
-        """For a question that was refused. Above its pace, a guest of ours sends a few in a race at most."""
-        self.charge(pace.REFUSED_S)
-        if self._loss is None and self.wait_s() > 0:
-            self._refused_above_pace += 1
-            if self._refused_above_pace > _MAX_REFUSED_ABOVE_PACE:
-                self.lose(LossCause.PROTOCOL, "more questions that must be refused than one sandbox may send")
-
-    def wait_s(self) -> float:
-        """For how long nothing more should be read of the guest."""
-        return self._pace.wait_s()
 
     def askable(self) -> RunningCell:
         """The cell that asks. Raises `AskRefused` when nothing can be asked now."""
@@ -381,17 +357,7 @@ class GuestSession:
             logger.debug("the engine could not say how %s ended", self.name, exc_info=error)
             self.lose(LossCause.EXITED, "its connection ended, and the engine could not say why")
             return
-        match ended:
-            case None:
-                self.lose(LossCause.PROTOCOL, "the guest ended its stream while its container ran on")
-            case ContainerExit(exit_code=code, out_of_memory=True) if code == _SIGKILLED:
-                self.lose(LossCause.OUT_OF_MEMORY, "the container hit its memory limit. Raise RLM_MEMORY_MIB")
-            case ContainerExit(exit_code=code) if code == _SIGKILLED:
-                # Under gVisor, the limit ends the container's kernel as a whole, and the engine does not see of what.
-                detail = f"the container was killed (status {code}): by its memory limit, or by somebody on this host"
-                self.lose(LossCause.EXITED, detail)
-            case ContainerExit(exit_code=code):
-                self.lose(LossCause.EXITED, f"the container ended with status {code}")
+        self.lose(*why_it_hung_up(ended))
 
     def _silent(self, seconds: float) -> None:
         self.lose(LossCause.SILENT, f"not a word for {seconds:.0f} s")

@@ -326,9 +326,9 @@ async def test_a_guest_above_its_pace_is_read_later_and_is_not_lost(monkeypatch:
 
 async def test_a_guest_above_its_pace_is_not_lost_by_a_few_questions_that_are_refused() -> None:
     async with conversation(answer=upper) as talk:
-        talk.session.charge(pace._BURST_S + 0.1)
+        talk.session.pace.charge(pace._BURST_S + 0.1)
         codes = [await code_of(talk.guest.stub.Ask(ONE)) for _ in range(3)]  # no cell runs that could ask
-        assert talk.session.wait_s() > 0
+        assert talk.session.pace.wait_s() > 0
         assert codes == [grpc.StatusCode.FAILED_PRECONDITION] * 3
         assert talk.session.usable
 

@@ -65,7 +65,7 @@ async def test_a_question_that_the_host_is_slow_to_read_is_not_late(monkeypatch:
         call = guest.open("Ask")
         reading = asyncio.create_task(guest.until(call))
         await send_as_granted(guest, call, BODY[:100_000], end=False)  # what the host has begun to read
-        session.charge(pace._BURST_S + 0.25)  # as by other questions: one read more, and the next a second later
+        session.pace.charge(pace._BURST_S + 0.25)  # as by other questions: one read more, and the next a second later
         await send_as_granted(guest, call, BODY[100_000:])
         async with asyncio.timeout(10):
             await reading
@@ -102,7 +102,7 @@ async def test_calls_above_the_pace_put_off_a_cells_limit_by_no_more_than_they_w
             guest.message(call, ONE.SerializeToString(), end=True)
         await guest.flush()
         await asyncio.sleep(0.1)
-        session.charge(pace._BURST_S + 0.05)
+        session.pace.charge(pace._BURST_S + 0.05)
         cell = session.askable()
         go_on.set()
         for call in calls:

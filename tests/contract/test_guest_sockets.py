@@ -71,7 +71,7 @@ async def test_a_sandbox_that_was_given_up_and_is_not_closed_yet_is_read_no_fast
         session.lose(LossCause.CLOSED, "its run was given up")
         guest.send(PING * 1_000)
         assert await all_that_comes(guest) == PONG * 1_000
-        assert session.wait_s() > 0
+        assert session.pace.wait_s() > 0
         guest.send(PING)
         assert await all_that_comes(guest) == b""
         guest.close()
@@ -98,12 +98,12 @@ async def test_a_read_is_charged_however_little_comes(monkeypatch: pytest.Monkey
         guest = connect(path)
         guest.send(GREETING + bytes((0, 4, 0, 99, 0, 0, 0, 0, 0)))  # the head of a frame of 1,024 bytes
         await all_that_comes(guest)
-        assert session.wait_s() == 0
+        assert session.pace.wait_s() == 0
         for _ in range(200):
             guest.send(b"x")
             for _ in range(3):
                 await asyncio.sleep(0)
-        assert session.wait_s() > 0
+        assert session.pace.wait_s() > 0
         guest.close()
 
 
