@@ -39,7 +39,7 @@ class Place:
 
 @pytest.fixture
 async def fake_place(tmp_path: Path) -> AsyncIterator[Place]:
-    fake = FakeSandboxes(default_time_limit_s=30, grace_s=1)
+    fake = FakeSandboxes(default_time_limit_s=30, grace_s=4)
     yield Place(fake, FileContextStore(tmp_path))
     assert fake.open_now == 0
 
