@@ -34,19 +34,19 @@ class NotHere(Exception):
 @benchmark("peers", "The same cell elsewhere")
 async def peers() -> Sequence[Row]:
     """To start a sandbox, to run `print(1 + 1)` in it, and to ask `llm_query` where a peer has it, with a model that
-    answers at once: one question after the other in the same cell, and one alone in each cell (rlms_docker starts a
-    Python for each cell, and with it the client that asks). They take turns, in rounds. Held against ours, a start
-    against ours from the pool (ours cold stands beside it; no peer was given a pool). Ten cells and ten questions
-    come before those that are timed, for all alike: CPython specializes code that has run eight times. Versions: rlms
-    0.1.3, jupyter_client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46, smolagents 1.26.0, dspy 3.4.1. Everything
-    that a peer would install at its start is in its image already, which is in its favor. rlms_local is LocalREPL,
-    which runs code in the caller's own process: it has no isolation, and is what a cell costs without any.
-    rlms_docker is DockerREPL, whose `docker run` is given a network by name, since it needs a default bridge that not
-    every engine has. jupyter_local is a kernel without a container, over jupyter_client. llm_sandbox is a session on
-    its Docker backend, without its set-up step and without a network. smolagents_docker is DockerExecutor: a Jupyter
-    gateway in a container. dspy_deno is PythonInterpreter: Python compiled to WebAssembly, without native libraries,
-    in Deno; its modules are in Deno's cache already, and one of them, on a host of its own, is replaced by ten lines
-    that do the same."""
+    answers at once: one question after the other in the same cell, which prints their times at its end, and one alone
+    in each cell (rlms_docker starts a Python for each cell, and with it the client that asks). They take turns, in
+    rounds. Held against ours, a start against ours from the pool (ours cold stands beside it; no peer was given a
+    pool). Ten cells and ten questions come before those that are timed, for all alike: CPython specializes code that
+    has run eight times. Versions: rlms 0.1.3, jupyter_client 8.10.0 with ipykernel 7.4.0, llm-sandbox 0.3.46,
+    smolagents 1.26.0, dspy 3.4.1. Everything that a peer would install at its start is in its image already, which is
+    in its favor. rlms_local is LocalREPL, which runs code in the caller's own process: it has no isolation, and is what
+    a cell costs without any. rlms_docker is DockerREPL, whose `docker run` is given a network by name, since it needs a
+    default bridge that not every engine has. jupyter_local is a kernel without a container, over jupyter_client.
+    llm_sandbox is a session on its Docker backend, without its set-up step and without a network. smolagents_docker is
+    DockerExecutor: a Jupyter gateway in a container. dspy_deno is PythonInterpreter: Python compiled to WebAssembly,
+    without native libraries, in Deno; its modules are in Deno's cache already, and one of them, on a host of its own,
+    is replaced by ten lines that do the same."""
     ours: dict[str, list[float]] = {"cold": [], "pool": [], "cell": [], "question": [], "only question": []}
     theirs: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}

@@ -16,12 +16,15 @@ from orchestrator.seams import Sandbox
 
 AT_A_TIME = 50
 PAIRS = 5
+# Printed at the end: what is printed wakes other processes, and would be carried away while the next question is asked.
 ASK = """\
 import time
+took = []
 for n in range({count}):
     began = time.perf_counter()
     llm_query(str(n))
-    print(1e3 * (time.perf_counter() - began))
+    took.append(1e3 * (time.perf_counter() - began))
+print(*took)
 """
 EXEC = ["/opt/rlm/python", "-I", "-S", "-c", "print(1 + 1)"]
 
@@ -30,11 +33,11 @@ EXEC = ["/opt/rlm/python", "-I", "-S", "-c", "print(1 + 1)"]
 async def cell() -> Sequence[Row]:
     """A cell, `1 + 1`, is held against a message there and back on one open stream of gRPC between two processes on a
     Unix socket, from the same event loop; a question (`llm_query`, answered by the orchestrator in 0 ms; timed by the
-    code itself) against a unary call between the same two. They take turns, 50 of each at a time, after one turn that
-    is not counted; five sandboxes and five pairs of processes, one after the other, since which processors the kernel
-    gives a pair decides what it takes. `docker exec` starts a Python that prints the same, over the engine's interface;
-    held against the cell. The output of 1 MB is printed in one call: the model would see its ends, so 64 KiB of it
-    travel."""
+    code itself, which prints its times at the end) against a unary call between the same two. They take turns, 50 of
+    each at a time, after one turn that is not counted; five sandboxes and five pairs of processes, one after the other,
+    since which processors the kernel gives a pair decides what it takes. `docker exec` starts a Python that prints the
+    same, over the engine's interface; held against the cell. The output of 1 MB is printed in one call: the model would
+    see its ends, so 64 KiB of it travel."""
     found = _Turns([], [], [], [])
     async with orchestrator_with({"model": says("")}, pool_max=0) as orchestrator:
         for _ in range(PAIRS):

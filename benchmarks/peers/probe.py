@@ -25,12 +25,15 @@ from typing import Any
 IMAGE = NETWORK = "rlm-bench-peers"
 CELL = "print(1 + 1)"
 WARM_UP = 10  # cells: CPython specializes code that has run eight times (PEP 659)
+# Printed at the end: what is printed may still be carried away while the next question is asked.
 ASK = """
 import time
+took = []
 for n in range(30):
     began = time.perf_counter()
     llm_query(str(n))
-    print(time.perf_counter() - began)
+    took.append(time.perf_counter() - began)
+print(*took)
 """
 ASK_ONCE = """
 import time
