@@ -149,7 +149,8 @@ main() {
 # build_unless_there ASSEMBLE TITLE: ASSEMBLE is given the context's folder, and a scratch folder.
 build_unless_there() {
   local existing
-  existing=$(docker images --quiet --no-trunc --filter "label=rlm.image.inputs=$inputs" | head -n 1)
+  # The oldest, which the engine lists last: an image that somebody has made from ours has our labels, too.
+  existing=$(docker images --quiet --no-trunc --filter "label=rlm.image.inputs=$inputs" | tail -n 1)
   # What was found may have been deleted since: then it is built.
   if [[ $force == no && -n $existing ]] && tag_all "$existing" 2>/dev/null; then
     say "${tags[*]}: up to date"

@@ -78,6 +78,20 @@ def test_an_image_is_built_again_only_for_other_inputs(package: Path, tags: tupl
     assert added <= contents(tags[1]).keys() - contents(tags[0]).keys()
 
 
+def test_an_image_that_somebody_has_made_from_ours_is_not_taken_for_it(
+    package: Path, tags: tuple[str, str], tmp_path: Path
+) -> None:
+    build(package, "--tag", tags[0])
+    ours = image_id(tags[0])
+    folder = tmp_path / "derived"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(f"FROM {tags[0]}\nCOPY Dockerfile /opt/\n", encoding="utf-8")
+    docker("build", "--quiet", "--tag", tags[1], str(folder))
+    assert image_id(tags[1]) != ours
+    assert "up to date" in build(package, "--tag", tags[0])
+    assert image_id(tags[0]) == ours
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
