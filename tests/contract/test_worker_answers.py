@@ -11,14 +11,6 @@ import pytest
 from tests.unit.guest_modules import DrivenWorker, worker_describe
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[DrivenWorker]:
-    driven = DrivenWorker()
-    driven.open()
-    yield driven
-    driven.close()
-
-
 @pytest.fixture
 def fresh() -> Iterator[DrivenWorker]:
     driven = DrivenWorker()

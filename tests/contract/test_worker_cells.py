@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.guest_modules import DrivenWorker
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[DrivenWorker]:
-    driven = DrivenWorker()
-    driven.open()
-    yield driven
-    driven.close()
 
 
 def test_failed_cell_keeps_what_ran_before(worker: DrivenWorker) -> None:

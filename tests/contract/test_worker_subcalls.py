@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.guest_modules import DrivenWorker
 
 Asked = list[tuple[str, str, bytes]]
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[DrivenWorker]:
-    driven = DrivenWorker()
-    driven.open()
-    yield driven
-    driven.close()
 
 
 def upper(asked: Asked) -> list[tuple[str, str]]:
