@@ -18,6 +18,10 @@ _MAX_BYTES_HELD = 2 * MAX_BYTES_IN_FLIGHT
 # The host and the guest count a cell's time by clocks of their own, and a busy host adds its delays to each call. Only
 # an answered one counts: what it cost is bounded, and so is how long a hostile guest can put off the host's own limit.
 _ALLOWANCE_S = 1.0
+# The same for the guest's clock, by which the code's own limit is kept: it counts the way there and back, and a busy
+# host's delays, as the code's time. Small, since code that does nothing may go on for as long above its limit, for each
+# of its questions.
+_GUEST_ALLOWANCE_S = 0.02
 
 
 class AskRefused(Exception):
@@ -33,7 +37,7 @@ class TooManyAsks(AskRefused):
 
 
 class AskCancelled(AskRefused):
-    """The cell ended first."""
+    """The cell ended first, or is being stopped."""
 
 
 class AskCall:
@@ -72,7 +76,7 @@ class AskCall:
 
 
 class CellAsks:
-    """The calls of one cell, from the first byte of each. All of them end with it."""
+    """The calls of one cell, from the first byte of each. All of them end with it, or before, when it is to stop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -84,7 +88,7 @@ class CellAsks:
         self._held_up = 0  # calls that the host answers, or makes wait
         self._held_up_since: float | None = None
         self._held_up_s = 0.0  # with at least one of them, however many there were
-        self._allowed_s = 0.0
+        self._answered = 0  # calls, with at least one answer
         self.over = False
         self._changed: asyncio.Event | None = None  # once somebody has waited
 
@@ -93,10 +97,30 @@ class CellAsks:
         return len(self._answering) > 0
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether at least one call is being answered, or made to wait."""
+        return self._held_up > 0
+
+    @property
+    def held_up_s(self) -> float:
+        """For how long it was so until now, in all."""
+        now_s = self._loop.time() - self._held_up_since if self._held_up_since is not None else 0.0
+        return self._held_up_s + now_s
+
+    @property
     def excused_s(self) -> float:
         """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
-        now_s = self._loop.time() - self._held_up_since if self._held_up_since is not None else 0.0
-        return self._held_up_s + now_s + self._allowed_s
+        return self.held_up_s + self._answered * _ALLOWANCE_S
+
+    @property
+    def guest_excused_s(self) -> float:
+        """How much of it, as the guest counts it, is not the code's."""
+        return self.held_up_s + self._answered * _GUEST_ALLOWANCE_S
+
+    def hold_up_for(self, seconds: float) -> None:
+        """Nothing of the guest is read for so long, which may be a question that waits."""
+        self._hold_up()
+        self._loop.call_later(seconds, self._go_on)
 
     @contextmanager
     def held_up(self) -> Iterator[None]:
@@ -108,7 +132,9 @@ class CellAsks:
             self._go_on()
 
     def call(self) -> AskCall:
-        """A call begins. Raises `TooManyAsks`."""
+        """A call begins. Raises `AskCancelled`, `TooManyAsks`."""
+        if self.over:
+            raise AskCancelled("the cell has ended")
         if self._calls >= MAX_ASKS_IN_FLIGHT:
             raise TooManyAsks(f"at most {MAX_ASKS_IN_FLIGHT} calls may be in flight")
         return AskCall(self)
@@ -165,7 +191,7 @@ class CellAsks:
             self._tell()
         for slot in slots:
             if isinstance(slot, Answered):
-                self._allowed_s += _ALLOWANCE_S
+                self._answered += 1
                 break
         return slots
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 
 from orchestrator.errors import InvalidInput
 from orchestrator.sandbox.alarm import Alarm
-from orchestrator.sandbox.asks import CellAsks
+from orchestrator.sandbox.asks import AskCall, AskCancelled, AskRefused, CellAsks
 from orchestrator.sandbox.output import OutputFold
 from orchestrator.sandbox.wire import CellEnded, Output
-from orchestrator.seams import OutputSink
-from orchestrator.values import Captured, CellResult, OutputStream
+from orchestrator.seams import Answer, OutputSink
+from orchestrator.values import Batch, Captured, CellResult, OutputStream, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,20 @@ def check_time_limit(time_limit_s: float | None) -> None:
 class RunningCell:
     """Ends by a result or an exception, once. Its clock stops while at least one question is out.
 
-    `alarm` is its own while it runs.
+    `alarm` is its own while it runs. Without `answer`, none of its questions may come to `ask`.
     """
 
     def __init__(
-        self, number: int, head_bytes: int, tail_bytes: int, on_output: OutputSink | None, alarm: Alarm
+        self,
+        number: int,
+        head_bytes: int,
+        tail_bytes: int,
+        on_output: OutputSink | None,
+        answer: Answer | None,
+        alarm: Alarm,
     ) -> None:
         self.number = number
+        self._answer = answer
         self._caps = head_bytes, tail_bytes
         self._folds: dict[OutputStream, OutputFold] = {}  # of those that something was written to
         self._on_output = on_output
@@ -72,8 +80,29 @@ class RunningCell:
             stdout = self._captured(OutputStream.STDOUT, message.stdout_bytes)
             stderr = self._captured(OutputStream.STDERR, message.stderr_bytes)
             # A guest that says otherwise would spoil every sum of running times.
-            seconds = min(message.seconds, self._loop.time() - self._started)
-            self._result.set_result(message.result(stdout, stderr, seconds))
+            seconds = min(message.seconds, self._loop.time() - self._started) - self.asks.held_up_s
+            self._result.set_result(message.result(stdout, stderr, max(0.0, seconds)))
+
+    async def ask(self, call: AskCall, batch: Batch, size: int) -> Sequence[Slot]:
+        """The answer to a question of `size` bytes. Raises `AskRefused`."""
+        assert self._answer is not None
+        if self.asks.over:
+            raise AskCancelled("the cell has ended")
+        call.takes(size)
+        try:
+            slots = await self.asks.answer(self._answer(batch), call, size)
+            if len(slots) != len(batch.questions):
+                raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
+        except (AskRefused, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # The caller's failure, not the code's: it comes out of `run`, and the guest learns nothing of it.
+            if not call.given_up:
+                self.fail(error)
+            if not isinstance(error, Exception):
+                raise
+            raise AskCancelled("the run has ended") from None
+        return slots
 
     def fail(self, error: BaseException) -> None:
         self.asks.end()

@@ -249,6 +249,11 @@ class MessageStream:
 
     # --- for the host ---
 
+    @property
+    def unsent(self) -> int:
+        """How many messages have not left, those of more than a window counted twice."""
+        return len(self._stream.pending)
+
     def send(self, message: bytes) -> None:
         """Sends a message, as fast as the other end takes it."""
         prefix = _PREFIX.pack(0, len(message))

@@ -6,17 +6,17 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import LossCause, SandboxUnavailable
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import grpc_calls, pace, wire, wire_out
-from orchestrator.sandbox.asks import MAX_ASKS_IN_FLIGHT, AskNotNow, AskRefused, TooManyAsks
+from orchestrator.sandbox.asks import AskNotNow, AskRefused, TooManyAsks
 from orchestrator.sandbox.cell import RunningCell
 from orchestrator.sandbox.grpc_calls import MessageStream, UnaryCall
-from orchestrator.sandbox.http2 import Connection, Stream, StreamOwner
-from orchestrator.sandbox.http2_frames import Http2Error
+from orchestrator.sandbox.guest_connection import MAX_CONNECTIONS, GuestConnection
+from orchestrator.sandbox.http2 import Stream, StreamOwner
 from orchestrator.sandbox.http2_headers import Header
 from orchestrator.sandbox.session import GuestSession
 from orchestrator.sandbox.state_dir import SOCKET_PATH_MAX
@@ -28,29 +28,22 @@ logger = logging.getLogger(__name__)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GuestService"].full_name
 
-# Attach, the calls in flight, and those that the code has given up and the server has not seen the end of.
-_MAX_STREAMS = 4 * MAX_ASKS_IN_FLIGHT + 8
-_MAX_CONNECTIONS = 4
 _READS_AT_A_TIME = 2  # of questions that are larger than a window
 _READ_TIMEOUT_S = 60.0
-_LONGEST_PAUSE_S = 1.0  # before something more is read, which may be the end of a cell
-_READ_BYTES = 64 << 10
-_WRITE_BYTES = 256 << 10  # that the kernel has not taken; above, the rest waits in its stream
-_CONTROL_BYTES = 64 << 10  # of acknowledgements that a guest does not read; above, nothing more is read of it
 
 
 class GuestServer:
     """Carries messages between one socket and one `GuestSession`. Used as a context manager.
 
-    Once the guest has attached, the socket's name is removed and nobody listens there: code that runs later finds
-    nothing to connect to.
+    One connection carries the stream, and is the agent's. All others are the code's: what becomes of those is no
+    matter of the sandbox's life.
     """
 
     def __init__(self, session: GuestSession, socket: Path) -> None:
         self._session = session
         self._path = socket
         self._listener: asyncio.Server | None = None
-        self._connections: set[_GuestConnection] = set()
+        self._connections: dict[GuestConnection, None] = {}  # the oldest first
         self._handlers = TaskSet()
         self._reading = asyncio.Semaphore(_READS_AT_A_TIME)
         self._unread = Unread(self._not_read)
@@ -66,9 +59,9 @@ class GuestServer:
             bound.bind(path)
             # The container's user is another than ours, and connecting takes the right to write.
             self._path.chmod(0o666)
-            bound.listen(_MAX_CONNECTIONS)
             loop = asyncio.get_running_loop()
-            self._listener = await loop.create_unix_server(self._connection, sock=bound)
+            # So many are accepted in a turn of the loop at most.
+            self._listener = await loop.create_unix_server(self._connection, sock=bound, backlog=MAX_CONNECTIONS)
         except OSError as error:
             bound.close()
             raise SandboxUnavailable(f"no socket could be opened at {self._path}: {error}.") from error
@@ -87,20 +80,17 @@ class GuestServer:
         await self._handlers.close()
 
     def _connection(self) -> asyncio.BaseProtocol:
-        return _GuestConnection(self._session, self._connections, self._begin)
+        return GuestConnection(self._session, self._connections, self._begin)
 
     def _hang_up(self) -> None:
         """Nothing more is taken of the guest, and nothing held for it, whenever its owner comes to close it."""
-        self._stop_listening()
-        for connection in tuple(self._connections):
-            connection.abort()
-
-    def _stop_listening(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        for connection in tuple(self._connections):
+            connection.abort()
 
-    def _begin(self, connection: _GuestConnection, stream: Stream, headers: list[Header]) -> StreamOwner | None:
+    def _begin(self, connection: GuestConnection, stream: Stream, headers: list[Header]) -> StreamOwner | None:
         """A call, and who is told the rest of it; None when it is refused."""
         self._session.pace.charge(pace.CALL_S)
         http = connection.http
@@ -117,7 +107,7 @@ class GuestServer:
                 grpc_calls.refuse(http, stream, grpc_calls.UNIMPLEMENTED, "there is no such method")
         return None
 
-    def _attach(self, connection: _GuestConnection, stream: Stream) -> StreamOwner | None:
+    def _attach(self, connection: GuestConnection, stream: Stream) -> StreamOwner | None:
         session = self._session
         if not session.expects_stream:
             text = "there is one stream per sandbox"
@@ -129,19 +119,12 @@ class GuestServer:
             connection.flush,
             stream,
             wire.MAX_MESSAGE_BYTES,
-            self._received,
+            session.received,
             session.stream_ended,
             lambda text: session.lose(LossCause.PROTOCOL, text),
         )
         session.stream_began(messages)
         return messages
-
-    def _received(self, message: bytes) -> None:
-        session = self._session
-        session.received(message)
-        if self._listener is not None and session.usable:
-            self._path.unlink(missing_ok=True)
-            self._stop_listening()
 
     async def _ask(self, call: UnaryCall) -> None:
         session = self._session
@@ -161,7 +144,7 @@ class GuestServer:
                 session.pace.charge(len(batch.questions) * pace.QUESTION_S)
                 size = len(request)
                 del request
-                slots = await session.ask(cell, place, batch, size)
+                slots = await cell.ask(place, batch, size)
             await self._answer(call, slots, handler, cell)
             return
         except (TooManyAsks, wire.TooManyQuestions) as error:
@@ -221,108 +204,3 @@ class GuestServer:
 
     def _not_read(self) -> None:
         self._session.lose(LossCause.UNRESPONSIVE, "the guest does not read what it is answered")
-
-
-class _GuestConnection(asyncio.BufferedProtocol):
-    """One connection of the guest: bytes between a socket and `http2`, no faster than its pace allows."""
-
-    def __init__(
-        self,
-        session: GuestSession,
-        all_of_them: set[_GuestConnection],
-        begin: Callable[[_GuestConnection, Stream, list[Header]], StreamOwner | None],
-    ) -> None:
-        self._session = session
-        self._all = all_of_them
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._buffer = memoryview(bytearray(_READ_BYTES))
-        self._receiving = False
-        self._full = False  # the transport takes no more just now
-        self._pause: asyncio.TimerHandle | None = None
-        self.carries_stream = False
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self.http = Connection(_MAX_STREAMS, lambda stream, headers: begin(self, stream, headers))
-
-    def abort(self) -> None:
-        """Ends it at once; what was not sent is not sent."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def flush(self) -> None:
-        """Sends what there is, as far as it is taken."""
-        if self._receiving or self._transport is None:
-            return
-        while not self._full and (data := self.http.take()):
-            self._transport.write(data)
-
-    # --- for the event loop ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._session.pace.charge(pace.CALL_S)
-        # One that was accepted before the end, and is told of after it, is nobody's any more.
-        if len(self._all) >= _MAX_CONNECTIONS or self._session.over:
-            transport.abort()
-            return
-        transport.set_write_buffer_limits(_WRITE_BYTES)
-        self._transport = transport
-        self._all.add(self)
-        self.flush()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self._transport = None
-        self._all.discard(self)
-        if self._pause is not None:
-            self._pause.cancel()
-        self.http.close()
-        self.closed.set_result(None)
-
-    def get_buffer(self, _: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, size: int) -> None:
-        frames = self.http.frames
-        self._session.heard()
-        self._receiving = True  # what is sent meanwhile goes out in one piece
-        try:
-            self.http.receive(self._buffer[:size])
-        except Http2Error as error:
-            self._receiving = False
-            self._break(error)
-            return
-        finally:
-            self._receiving = False
-        frames = self.http.frames - frames
-        self._session.pace.charge(pace.READ_S + frames * pace.FRAME_S + size * pace.BYTE_S)
-        self.flush()
-        self._slow_down()
-
-    def pause_writing(self) -> None:
-        self._full = True
-
-    def resume_writing(self) -> None:
-        self._full = False
-        self.flush()
-
-    def _slow_down(self) -> None:
-        """Reads nothing for a while when the guest is above its pace, or leaves too much of ours unread."""
-        wait_s = min(self._session.pace.wait_s(), _LONGEST_PAUSE_S)
-        if self.http.control_bytes > _CONTROL_BYTES:
-            wait_s = _LONGEST_PAUSE_S
-        if wait_s > 0 and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._pause = self._loop.call_later(wait_s, self._go_on)
-
-    def _go_on(self) -> None:
-        if self.http.control_bytes > _CONTROL_BYTES:
-            self._pause = self._loop.call_later(_LONGEST_PAUSE_S, self._go_on)
-        elif self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _break(self, error: Http2Error) -> None:
-        self.http.goodbye(error.code)
-        self.flush()
-        self.abort()
-        if self.carries_stream:
-            self._session.lose(LossCause.PROTOCOL, str(error))

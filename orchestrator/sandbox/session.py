@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol, TypeVar, assert_never
@@ -17,7 +17,7 @@ from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import pace, wire, wire_out
 from orchestrator.sandbox.alarm import Alarm
-from orchestrator.sandbox.asks import AskCall, AskCancelled, AskNotNow, AskRefused
+from orchestrator.sandbox.asks import AskNotNow
 from orchestrator.sandbox.cell import OutOfTime, RunningCell, check_time_limit
 from orchestrator.sandbox.endings import why_it_hung_up
 from orchestrator.sandbox.engine import ContainerExit
@@ -26,13 +26,14 @@ from orchestrator.sandbox.hearing import Hearing
 from orchestrator.sandbox.output import OutputOverrun
 from orchestrator.seams import Answer, OutputSink
 from orchestrator.tasks import TaskSet
-from orchestrator.values import Batch, CellResult, ContextInfo, Slot
+from orchestrator.values import CellResult, ContextInfo
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BACKSTOP_MARGIN_S = 15.0
 _EXIT_WAIT_S = 5.0
+_MAX_UNSENT = 256  # messages; a guest that waits for what it is told leaves next to none
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,11 @@ _TAKES_CELLS = (_State.OPENING, _State.OPEN)
 
 
 class Outlet(Protocol):
-    """The way to the guest. Neither method waits."""
+    """The way to the guest. No method waits."""
+
+    @property
+    def unsent(self) -> int:
+        """How many messages the guest has not taken yet."""
 
     def send(self, message: bytes) -> None:
         """Sends a message of the stream."""
@@ -171,7 +176,8 @@ class GuestSession:
         limits = self._limits
         limit = limits.cell_timeout_s if time_limit_s is None else time_limit_s
         self._cells += 1
-        cell = RunningCell(self._cells, limits.output_head_bytes, limits.output_tail_bytes, on_output, self._alarm)
+        caps = limits.output_head_bytes, limits.output_tail_bytes
+        cell = RunningCell(self._cells, *caps, on_output, self._answer, self._alarm)
         self._cell = cell
         self._send(wire_out.run_message(cell.number, code, limit, limits.cell_grace_s))
         try:
@@ -259,8 +265,13 @@ class GuestSession:
         self._hearing.begin()
 
     def heard(self) -> None:
-        """Something came of the guest, whatever it is."""
+        """Something came on the stream's connection, whatever it is."""
         self._hearing.heard()
+
+    def reads_later(self, seconds: float) -> None:
+        """A connection of the guest is not read for so long."""
+        if self._cell is not None:
+            self._cell.asks.hold_up_for(seconds)
 
     def received(self, data: bytes) -> None:
         """Takes a message as it came; one that breaks the protocol ends the sandbox."""
@@ -284,30 +295,6 @@ class GuestSession:
             raise AskNotNow("a question can only be asked while a cell runs")
         return self._cell
 
-    async def ask(self, cell: RunningCell, call: AskCall, batch: Batch, size: int) -> Sequence[Slot]:
-        """`cell` is the one that was running when `call` began; `size` is the question's, in bytes.
-
-        Raises `AskRefused`.
-        """
-        answer = self._answer
-        if answer is None or self._cell is not cell or cell.asks.over:
-            raise AskCancelled("the cell has ended")
-        call.takes(size)
-        try:
-            slots = await cell.asks.answer(answer(batch), call, size)
-            if len(slots) != len(batch.questions):
-                raise RuntimeError(f"{len(slots)} answers to {len(batch.questions)} questions")
-        except (AskRefused, asyncio.CancelledError):
-            raise
-        except BaseException as error:
-            # The caller's failure, not the code's: it comes out of `run`, and the guest learns nothing of it.
-            if not call.given_up:
-                cell.fail(error)
-            if not isinstance(error, Exception):
-                raise
-            raise AskCancelled("the run has ended") from None
-        return slots
-
     def _take(self, message: wire.GuestMessage) -> None:
         if self._state is _State.GREETING and not isinstance(message, wire.Hello):
             raise wire.ProtocolViolation("a first message that is not Hello")
@@ -330,6 +317,10 @@ class GuestSession:
                 cell.ended(message)
             case wire.FileEnded():
                 self._files.ended(message)
+            case wire.Stopping():
+                self._current_cell(message.cell).asks.end()
+            case wire.TimeCheck():
+                self._tell_time(self._current_cell(message.cell))
             case unreachable:
                 assert_never(unreachable)
 
@@ -344,6 +335,11 @@ class GuestSession:
         self.python_version = hello.python_version
         self._state = _State.ATTACHED
         self._attached.set_result(None)
+
+    def _tell_time(self, cell: RunningCell) -> None:
+        if self._outlet is not None and self._outlet.unsent > _MAX_UNSENT:
+            raise wire.ProtocolViolation("a flood of time checks, whose answers are not read")
+        self._send(wire_out.waited_message(cell.number, cell.asks.guest_excused_s, cell.asks.is_held_up))
 
     def _current_cell(self, number: int) -> RunningCell:
         if self._cell is None or self._cell.number != number:

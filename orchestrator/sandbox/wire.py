@@ -32,7 +32,7 @@ from orchestrator.values import (
     WorkerDeath,
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_QUESTIONS = 10_000
 MAX_VARIABLES = 200
@@ -115,7 +115,15 @@ class FileEnded(msgspec.Struct, frozen=True):
     data: bytes
 
 
-GuestMessage = Hello | Heartbeat | Opened | Output | CellEnded | FileEnded
+class Stopping(msgspec.Struct, frozen=True):
+    cell: int
+
+
+class TimeCheck(msgspec.Struct, frozen=True):
+    cell: int
+
+
+GuestMessage = Hello | Heartbeat | Opened | Output | CellEnded | FileEnded | Stopping | TimeCheck
 
 _STREAMS = {pb.OUTPUT_STREAM_STDOUT: OutputStream.STDOUT, pb.OUTPUT_STREAM_STDERR: OutputStream.STDERR}
 _STATUSES = {
@@ -190,6 +198,10 @@ def parse_message(request: pb.AttachRequest) -> GuestMessage:
             return _cell_ended(request.cell_ended)
         case "file_ended":
             return _file_ended(request.file_ended)
+        case "stopping":
+            return Stopping(request.stopping.cell)
+        case "time_check":
+            return TimeCheck(request.time_check.cell)
         case _:
             raise ProtocolViolation("a message of no known kind")
 

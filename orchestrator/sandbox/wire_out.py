@@ -60,6 +60,10 @@ def interrupt_message(cell: int) -> pb.AttachResponse:
     return pb.AttachResponse(interrupt=pb.Interrupt(cell=cell))
 
 
+def waited_message(cell: int, seconds: float, waits: bool) -> pb.AttachResponse:
+    return pb.AttachResponse(waited=pb.Waited(cell=cell, seconds=seconds, waits=waits))
+
+
 def write_file_message(number: int, path: str, data: bytes) -> pb.AttachResponse:
     return pb.AttachResponse(write_file=pb.WriteFile(number=number, path=path, data=data))
 

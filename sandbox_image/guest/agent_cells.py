@@ -6,8 +6,8 @@ import _signal  # type: ignore[import-not-found]
 import os
 
 import guest_messages as pb
-from agent_asks import KINDS, Asks
 from agent_clock import CellClock
+from agent_dial import dial
 from agent_loop import Ended
 from agent_processes import OutOfMemory, WorkerProcess, death_of, reap
 from agent_worker import Worker, read_ended
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from agent_asks import Begin
     from agent_loop import Loop
     from agent_output import Send
     from agent_processes import Death
@@ -29,7 +28,9 @@ OUTPUT_CAP = 16 << 20  # bytes of a head or a tail, whatever the host asks for: 
 MAX_CONTEXTS = 1000
 MAX_FAILED_STARTS = 3  # workers in a row that died before they had a cell
 
-_KIND_NAMES = {number: name for name, number in KINDS.items()}
+REDIAL_S = 10.0  # for the host to take a new worker's connection
+
+_KIND_NAMES = {pb.CONTEXT_KIND_TEXT: "text", pb.CONTEXT_KIND_JSON: "json", pb.CONTEXT_KIND_BYTES: "bytes"}
 _CAUSES = {name.removeprefix("DEATH_CAUSE_").lower(): value for name, value in pb.DeathCause.items()}
 
 # How a cell has ended that raised, by what it was interrupted for.
@@ -52,13 +53,11 @@ class Cells:
         loop: Loop,
         first: WorkerProcess,
         send: Callable[[pb.AttachRequest], None],
-        begin_ask: Begin,
     ) -> None:
         """Takes over the first worker, which was started before there was an event loop."""
         self._settings = settings
         self._loop = loop
         self._send = send
-        self._asks = Asks(begin_ask, self._reply, self._on_asks_changed)
         self._memory = OutOfMemory(settings)
         self._open: pb.Open | None = None
         self._head_bytes = self._tail_bytes = 0  # of a stream's output
@@ -109,7 +108,13 @@ class Cells:
         worker.used = True
         worker.link.send(f'{{"op":"cell","cell":{message.cell}}}', message.code.encode())
         self._clock = CellClock(
-            self._loop, message.time_limit_s, message.grace_s, self._interrupt, worker.kill, worker.times
+            self._loop,
+            message.time_limit_s,
+            message.grace_s,
+            worker.times,
+            self._check_time,
+            self._interrupt,
+            worker.kill,
         )
 
     def interrupt(self, cell: int) -> None:
@@ -117,18 +122,16 @@ class Cells:
         if self._clock and cell == self._last_cell:
             self._clock.stop("interrupted")
 
+    def waited(self, message: pb.Waited) -> None:
+        """The host's answer to a TimeCheck; its cell may have ended meanwhile."""
+        if self._clock and message.cell == self._last_cell:
+            self._clock.told(message.seconds, message.waits)
+
     def on_worker_message(self, message: Message, data: bytes) -> None:
         """What the worker says. Malformed, it raises, and that is the worker's end."""
         match message["op"]:
             case "ended":
                 self._on_ended(message, data)
-            case "ask":
-                if self._clock and not self._clock.stopped_for and self._open and self._open.queries_allowed:
-                    self._asks.start(message, data)
-                else:
-                    self._asks.refuse(message["id"])
-            case "cancel":
-                self._asks.cancel(message["id"])
             case "opened" if self._opening:
                 self._opening = False
                 self._send(pb.AttachRequest(opened=pb.Opened()))
@@ -148,7 +151,6 @@ class Cells:
 
     def _finish(self, ended: pb.CellEnded) -> None:
         assert self._clock is not None
-        self._refuse_all()  # threads of the cell that asked while it ended, too
         ended.seconds = self._clock.finish()
         self._ending = ended
         ended.stdout_bytes = self._worker.stdout.end()
@@ -156,22 +158,12 @@ class Cells:
         self._clock = self._ending = None
         self._send(pb.AttachRequest(cell_ended=ended))
 
+    def _check_time(self) -> None:
+        self._send(pb.AttachRequest(time_check=pb.TimeCheck(cell=self._last_cell)))
+
     def _interrupt(self) -> None:
+        self._send(pb.AttachRequest(stopping=pb.Stopping(cell=self._last_cell)))
         self._worker.interrupt()
-        # Threads of the cell that wait for answers must not keep it from stopping.
-        self._refuse_all()
-        self._on_asks_changed(0)
-
-    def _refuse_all(self) -> None:
-        for number in self._asks.cancel_all():
-            self._asks.refuse(number)
-
-    def _reply(self, message: Message | str, *data: bytes) -> None:
-        self._worker.link.send(message, *data)
-
-    def _on_asks_changed(self, in_flight: int) -> None:
-        if self._clock:
-            (self._clock.pause if in_flight else self._clock.resume)()
 
     def _context(self, context: pb.Context) -> dict[str, Any]:
         name = context.file_name
@@ -227,7 +219,11 @@ class Cells:
         dead.close()
         if self._failed_starts > MAX_FAILED_STARTS:
             raise Ended(f"{self._failed_starts} workers in a row died before their first cell: {death}")
-        self._worker = self._adopt(WorkerProcess.start(self._settings, os.environ))
+        try:
+            asks = dial(self._settings.address, REDIAL_S)
+        except TimeoutError as error:
+            raise Ended(f"a new worker cannot ask the host: {error}") from None
+        self._worker = self._adopt(WorkerProcess.start(self._settings, os.environ, asks))
         if self._open is not None:
             self._send_open(list(self._contexts.values()))
 

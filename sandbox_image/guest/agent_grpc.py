@@ -5,68 +5,22 @@ The wire is that of the gRPC project ("gRPC over HTTP2"). Why not its own client
 
 from __future__ import annotations
 
-import _socket
-import struct
-import time
-
-from agent_hpack import literal
 from agent_http2 import CHUNK, Connection, Http2Error
+from guest_grpc import INTERNAL, MESSAGE_CAP, PREFIX, STATUS_OF_RESET, UNKNOWN, request_headers, status_of, unquoted
 
 TYPE_CHECKING = False  # see agent_settings
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Sequence
 
-    from agent_hpack import Header
     from agent_http2 import Stream
     from agent_loop import Loop
+    from guest_hpack import Header
 
     OnMessage = Callable[[bytes], None]
     OnEnd = Callable[[int, str], None]
 
-OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 0, 1, 2, 3, 8, 13, 14
-MESSAGE_CAP = 64 << 20  # bytes
 READ_BYTES = 256 << 10
-_RETRY_S = 0.02
-_PREFIX = struct.Struct("!BI")
-_STATUS_OF_RESET = {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED}
-
-
-def dial(address: str, timeout_s: float) -> _socket.socket:
-    """Connects to `unix:path`, or `host:port`; tries again until somebody listens.
-
-    Raises:
-        TimeoutError: nobody does.
-        ValueError: this is no address.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return _connect(address, max(0.001, deadline - time.monotonic()))
-        except OSError:
-            # The host may listen a moment after the container starts.
-            if time.monotonic() + _RETRY_S > deadline:
-                raise TimeoutError(f"nobody listens at {address}") from None
-        time.sleep(_RETRY_S)
-
-
-def _connect(address: str, timeout_s: float) -> _socket.socket:
-    if not address.startswith("unix:"):
-        import socket  # with names and the rest of TCP
-
-        host, separator, port = address.removeprefix("dns:").lstrip("/").rpartition(":")
-        if not separator or not port.isdigit():
-            raise ValueError(f"{address!r} is neither unix:path nor host:port")
-        connected: _socket.socket = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connected
-    connected = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        connected.settimeout(timeout_s)
-        connected.connect(address.removeprefix("unix:").removeprefix("//"))
-    except BaseException:
-        connected.close()
-        raise
-    return connected
 
 
 class Call:
@@ -83,7 +37,7 @@ class Call:
 
     def send(self, message: bytes, *, last: bool = False) -> None:
         """Sends a message; `last` when none follows."""
-        prefix = _PREFIX.pack(0, len(message))
+        prefix = PREFIX.pack(0, len(message))
         self._channel.send(self, (prefix + message,) if len(message) < CHUNK else (prefix, message), last)
 
     def cancel(self) -> None:
@@ -96,24 +50,24 @@ class Call:
             if name == b":status" and value != b"200":
                 self._status, self._details = UNKNOWN, f"HTTP status {value.decode('ascii', 'replace')}"
             elif name == b"grpc-status":
-                self._status = int(value) if value.isdigit() else UNKNOWN
+                self._status = status_of(value)
             elif name == b"grpc-message":
-                self._details = _unquoted(value)
+                self._details = unquoted(value)
 
     def data(self, data: memoryview) -> None:
         """See `agent_http2.StreamOwner`."""
         if not self._buffer and _is_one_message(data):
-            self._on_message(bytes(data[_PREFIX.size :]))
+            self._on_message(bytes(data[PREFIX.size :]))
             return
         self._buffer += data
-        while len(self._buffer) >= _PREFIX.size:
-            compressed, length = _PREFIX.unpack_from(self._buffer)
+        while len(self._buffer) >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(self._buffer)
             if compressed or length > MESSAGE_CAP:
                 raise Http2Error("a message that is compressed, or too large")
-            end = _PREFIX.size + length
+            end = PREFIX.size + length
             if len(self._buffer) < end:
                 return
-            message = bytes(memoryview(self._buffer)[_PREFIX.size : end])
+            message = bytes(memoryview(self._buffer)[PREFIX.size : end])
             del self._buffer[:end]
             self._on_message(message)
 
@@ -125,7 +79,7 @@ class Call:
         elif error is None:
             self._on_end(UNKNOWN, "the call ended without a status")
         else:
-            self._on_end(_STATUS_OF_RESET.get(error, INTERNAL), "the call was reset")
+            self._on_end(STATUS_OF_RESET.get(error, INTERNAL), "the call was reset")
 
 
 class Channel:
@@ -154,7 +108,7 @@ class Channel:
         """Begins a call of a method, `/package.Service/Method`."""
         call = Call(self, on_message, on_end)
         if (headers := self._headers.get(path)) is None:
-            headers = self._headers[path] = _request_headers(path)
+            headers = self._headers[path] = request_headers(path)
         call.stream = self._connection.request(headers, call)
         return call
 
@@ -220,32 +174,6 @@ class Channel:
             self._on_broken(reason)
 
 
-def _unquoted(value: bytes) -> str:
-    """A status message, in which what is no printable ASCII is percent-encoded; what is no such code is left."""
-    first, *rest = value.split(b"%")
-    plain = bytearray(first)
-    for piece in rest:
-        try:
-            plain += bytes.fromhex(piece[:2].decode("ascii")) + piece[2:] if len(piece) > 1 else b"%" + piece
-        except ValueError:
-            plain += b"%" + piece
-    return plain.decode("utf-8", "replace")
-
-
 def _is_one_message(data: memoryview) -> bool:
     """Whether it is a whole message and nothing else, as a frame mostly is: no frame is too large for a message."""
-    return len(data) >= _PREFIX.size and _PREFIX.unpack_from(data) == (0, len(data) - _PREFIX.size)
-
-
-def _request_headers(path: str) -> bytes:
-    # The two bytes are ":method: POST" and ":scheme: http" of the static table.
-    return b"\x83\x86" + b"".join(
-        literal(name, value)
-        for name, value in (
-            (b":path", path.encode("ascii")),
-            (b":authority", b"localhost"),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
-            (b"user-agent", b"rlm-agent/1"),
-        )
-    )
+    return len(data) >= PREFIX.size and PREFIX.unpack_from(data) == (0, len(data) - PREFIX.size)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 
-from agent_hpack import Decoder, HpackError
+from guest_hpack import Decoder, HpackError
 
 TYPE_CHECKING = False  # see agent_settings
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from agent_hpack import Header
+    from guest_hpack import Header
 
     class StreamOwner(Protocol):
         """Who is told what comes on a stream; `ended` is the last call."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_CONTROL = 60  # the worker's descriptor of its control socket: above those that are open here at any time
+_CONTROL, _ASKS = 60, 61  # the worker's descriptors of its two sockets: above those that are open here at any time
 _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ)
 EXIT_CUT_OFF = 97  # as in worker_channel: the worker cannot reach the agent any more
 
@@ -48,8 +48,10 @@ class WorkerProcess:
         self.stderr = stderr
 
     @classmethod
-    def start(cls, settings: Settings, environment: Mapping[str, str]) -> WorkerProcess:
-        """Starts a worker in a session of its own, with nothing of the agent's but these three connections.
+    def start(cls, settings: Settings, environment: Mapping[str, str], asks: _socket.socket) -> WorkerProcess:
+        """Starts a worker in a session of its own, with nothing of the agent's but four connections.
+
+        `asks` is the one on which it asks the host; it is closed here.
 
         Raises:
             OSError: there is no process, memory or descriptor left for it.
@@ -58,7 +60,7 @@ class WorkerProcess:
         stdout, stdout_in = os.pipe()
         stderr, stderr_in = os.pipe()
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker_main.py")
-        arguments = [str(_CONTROL), str(settings.niceness), settings.site]
+        arguments = [str(_CONTROL), str(_ASKS), str(settings.niceness), settings.site]
         try:
             # Not `subprocess`: its import costs more than the start. Other descriptors close by themselves.
             pid = os.posix_spawn(
@@ -67,6 +69,7 @@ class WorkerProcess:
                 _worker_environment(settings, environment),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL),
+                    (os.POSIX_SPAWN_DUP2, asks.fileno(), _ASKS),
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, stdout_in, 1),
                     (os.POSIX_SPAWN_DUP2, stderr_in, 2),
@@ -81,6 +84,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
+            asks.close()
             os.close(stdout_in)
             os.close(stderr_in)
         for descriptor in (ours.fileno(), stdout, stderr):

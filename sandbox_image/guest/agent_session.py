@@ -5,19 +5,20 @@ from __future__ import annotations
 import sys
 
 import guest_messages as pb
-from agent_grpc import OK, Channel, dial
+from agent_dial import dial
+from agent_grpc import Channel
 from agent_loop import Ended, Loop
 from agent_processes import harden
+from guest_grpc import OK
 
 TYPE_CHECKING = False  # see agent_settings
 if TYPE_CHECKING:
     import _socket
 
-    from agent_grpc import Call, OnEnd, OnMessage
     from agent_processes import WorkerProcess
     from agent_settings import Settings
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 _PYTHON_VERSION = sys.version.split()[0]
 
 
@@ -47,7 +48,7 @@ class Session:
             raise Ended(f"this process cannot be closed to the code: {error}") from None
         from agent_cells import Cells
 
-        self._cells = Cells(settings, loop, first, self._send, self._ask)
+        self._cells = Cells(settings, loop, first, self._send)
         loop.call_later(settings.attach_timeout_s, self._check_greeted)
         loop.call_later(settings.heartbeat_s, self._beat)
         if settings.max_lifetime_s:
@@ -60,9 +61,6 @@ class Session:
     def _send(self, message: pb.AttachRequest) -> None:
         self._stream.send(message.encode())
 
-    def _ask(self, on_message: OnMessage, on_end: OnEnd) -> Call:
-        return self._channel.call(pb.ASK_METHOD, on_message, on_end)
-
     def _received(self, data: bytes) -> None:
         try:
             message = pb.AttachResponse.decode(data)
@@ -70,6 +68,8 @@ class Session:
             raise Ended("the host sent what is no message") from None
         if message.run_cell is not None:
             self._cells.run(message.run_cell)
+        elif message.waited is not None:
+            self._cells.waited(message.waited)
         elif message.open is not None:
             self._cells.open(message.open)
         elif message.interrupt is not None:

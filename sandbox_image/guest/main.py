@@ -16,6 +16,7 @@ def main() -> int:
     sys.path[:0] = [own, os.path.join(os.path.dirname(own), "generated")]
     os.chdir("/")  # where the worker begins
 
+    from agent_dial import dial
     from agent_processes import WorkerProcess, kill_everything
     from agent_settings import Settings, SettingsError
 
@@ -28,17 +29,17 @@ def main() -> int:
         return EXIT_USAGE
     try:
         # The worker starts while the rest is imported.
-        first = WorkerProcess.start(settings, os.environ)
+        first = WorkerProcess.start(settings, os.environ, dial(settings.address, settings.attach_timeout_s))
         from agent_loop import Ended
         from agent_session import attach
 
         try:
             attach(settings, first)
-        except TimeoutError:
-            return EXIT_TIME
         except Ended as error:
             print(f"rlm agent: {error}", file=sys.stderr)
             return EXIT_FAILED
+    except TimeoutError:
+        return EXIT_TIME
     except OSError as error:
         print(f"rlm agent: no worker can be started: {error}", file=sys.stderr)
         return EXIT_FAILED

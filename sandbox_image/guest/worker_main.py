@@ -28,29 +28,31 @@ def die_with_parent() -> None:
 
 def main() -> None:
     """Serves the agent until it closes the socket."""
-    descriptor, niceness, library = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    control, questions, niceness, library = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     lower_standing(niceness)
     die_with_parent()
     own = os.path.dirname(os.path.abspath(__file__))
-    sys.path.insert(0, own)  # isolated mode leaves it out
+    # As in main.py, and gone again below: the guest's own modules are no libraries for the code.
+    folders = [own, os.path.join(os.path.dirname(own), "generated")]
+    sys.path[:0] = folders
 
     from worker_asks import Asks
     from worker_cells import Cells
-    from worker_channel import Channel
+    from worker_channel import Channel, cut_off, taken_over
     from worker_contexts import Contexts
+    from worker_http2 import Connection
     from worker_interrupts import Interrupts
     from worker_output import Streams
     from worker_session import Session
 
-    sys.path.remove(own)  # the guest's own modules are no libraries for the code
+    del sys.path[: len(folders)]
     if os.path.isdir(library):
         sys.path.insert(0, library)
     sys.argv = [""]
     interrupts = Interrupts()
-    channel = Channel(descriptor, interrupts)
-    asks = Asks(channel, interrupts)
+    channel = Channel(control, interrupts)
+    asks = Asks(Connection(taken_over(questions), interrupts, cut_off), interrupts)
     contexts = Contexts()
-    channel.start(asks)
     Session(channel, asks, contexts, Cells(interrupts, contexts), Streams()).serve()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from worker_asks import Ask, Asks, Question, Reply
+from worker_asks import Ask, Asks
+from worker_calls import Question, Reply
 from worker_readers import Waiter
 from worker_subcalls import (
     SubcallError,

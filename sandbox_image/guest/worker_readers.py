@@ -1,4 +1,4 @@
-"""Who reads the control socket: whoever waits for something out of it, one thread at a time (leader and followers).
+"""Who reads what the host answers: whoever waits for some of it, one thread at a time (leader and followers).
 
 A thread that waits while nobody reads takes the lead: it reads, and finishes the waits of the others as their things
 come. The others follow: each sleeps on a lock of its own, until its wait is finished or the lead is free.
@@ -9,8 +9,9 @@ follower that was woken to lead and gives up, as an interrupt makes it. Who slee
 nothing is allocated that could start the garbage collector, and with it code of the cell.
 
 A leader that is blocked in a read is not woken when somebody else finishes its wait, as the end of a cell does: it
-serves the others until the next frame, and then leaves. That frame comes: the agent answers every ask, at the latest
-by refusing it when its cell ends. Where one thread asks, there is neither a second thread nor a hand-over.
+serves the others until something comes, and then leaves. Something comes: the host answers every question, and when a
+cell ends with questions that are given up, it is asked for a sign. Where one thread asks, there is neither a second
+thread nor a hand-over.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Readers:
     """All who wait; methods may be called from any thread."""
 
     def __init__(self, read: Callable[[], None], interrupts: Interrupts) -> None:
-        """`read` reads one frame and does what it says, within the shield of `interrupts` but while it blocks.
+        """`read` waits for something and does what it says, within the shield of `interrupts` but while it waits.
 
         Whatever breaks it off, it must be possible to call it again.
         """
@@ -128,7 +129,7 @@ class BackgroundReader:
             self._work.put(self._waiter)
 
     def end(self) -> None:
-        """Nothing is awaited any more. It leaves with the next frame, as any leader."""
+        """Nothing is awaited any more. It leaves when the next thing comes, as any leader."""
         if self._waiter is not None:
             self._readers.finish(self._waiter)
             self._waiter = None

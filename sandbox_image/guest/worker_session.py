@@ -49,6 +49,7 @@ class Session:
     def _run(self, command: Command) -> None:
         number = command.message["cell"]
         self._streams.begin_cell()
+        self._asks.begin_cell()
         result = self._cells.run(number, command.data.decode("utf-8", "replace"))
         self._streams.end_cell()
         if os.getpid() != self._channel.process:

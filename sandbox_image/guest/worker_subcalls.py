@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from worker_asks import Answered, Outcome, Question, Refused, Reply, size_of
+from worker_calls import Answered, Outcome, Question, Refused, Reply, size_of
 
 MAX_PROMPTS = 10_000
 MAX_BYTES = 48 << 20  # all prompts and contexts of one call

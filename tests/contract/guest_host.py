@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,6 +90,41 @@ class Ran:
         return {one.name: (one.type_name, one.size) for one in self.ended.variables}
 
 
+class CellCalls:
+    """A running cell's calls of Ask: those in flight, and how long there was at least one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.over = False  # it is being stopped, or has ended
+        self._in_flight: set[asyncio.Task[pb.AskResponse]] = set()
+        self._since = 0.0
+        self._waited_s = 0.0
+
+    async def wait(self, work: Awaitable[pb.AskResponse]) -> pb.AskResponse:
+        """Raises CancelledError, with `over` set, when the cell ends or stops first."""
+        task = asyncio.ensure_future(work)
+        if not self._in_flight:
+            self._since = time.monotonic()
+        self._in_flight.add(task)
+        try:
+            return await task
+        finally:
+            self._in_flight.discard(task)
+            if not self._in_flight:
+                self._waited_s += time.monotonic() - self._since
+
+    def end(self) -> None:
+        """Cancels all that are in flight, and lets no more begin."""
+        self.over = True
+        for task in self._in_flight:
+            task.cancel()
+
+    def waited(self) -> pb.Waited:
+        """The answer to a TimeCheck."""
+        now_s = time.monotonic() - self._since if self._in_flight else 0.0
+        return pb.Waited(cell=self.number, seconds=self._waited_s + now_s, waits=bool(self._in_flight))
+
+
 class GuestHost(guest_pb2_grpc.GuestServiceServicer):
     """Talks to one agent."""
 
@@ -104,6 +140,7 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
         self._to_guest: asyncio.Queue[pb.AttachResponse | None] = asyncio.Queue()
         self._from_guest: asyncio.Queue[pb.AttachRequest | None] = asyncio.Queue()
         self._cell = 0
+        self._calls: CellCalls | None = None  # there is one while a cell runs
 
     async def Attach(self, requests: Any, context: Any) -> AsyncIterator[pb.AttachResponse]:
         async def read() -> None:
@@ -115,6 +152,15 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
                             self.attached.set()
                         case "heartbeat":
                             self.beats.release()
+                        case "stopping":
+                            self._running(message.stopping.cell).end()
+                        case "time_check":
+                            waited = self._running(message.time_check.cell).waited()
+                            self.send(pb.AttachResponse(waited=waited))
+                        case "cell_ended":
+                            self._running(message.cell_ended.cell).end()
+                            self._calls = None
+                            self._from_guest.put_nowait(message)
                         case _:
                             self._from_guest.put_nowait(message)
             finally:
@@ -128,12 +174,26 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
             reader.cancel()
 
     async def Ask(self, request: pb.AskRequest, context: Any) -> pb.AskResponse:
+        calls = self._calls
+        if calls is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a question can only be asked while a cell runs")
+            raise AssertionError
+        if calls.over:
+            await context.abort(grpc.StatusCode.CANCELLED, "the cell is being stopped")
         self.asked.append(request)
         try:
-            return await self.answer(request)
+            return await calls.wait(self.answer(request))
         except asyncio.CancelledError:
             self.cancelled.set()
+            task = asyncio.current_task()
+            if calls.over and task is not None and not task.cancelling():  # else the guest has given it up itself
+                await context.abort(grpc.StatusCode.CANCELLED, "the cell has ended")
             raise
+
+    def _running(self, cell: int) -> CellCalls:
+        assert self._calls is not None
+        assert self._calls.number == cell
+        return self._calls
 
     async def open(self, *, queries: bool = True, head: int = 20_000, tail: int = 5_000, **context: Any) -> None:
         """`context`: the fields of a Context; none for none."""
@@ -146,6 +206,7 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
     def start(self, code: str, time_limit_s: float = 60, grace_s: float = 5) -> int:
         """Sends a cell and returns its number."""
         self._cell += 1
+        self._calls = CellCalls(self._cell)
         cell = pb.RunCell(cell=self._cell, code=code, time_limit_s=time_limit_s, grace_s=grace_s)
         self._to_guest.put_nowait(pb.AttachResponse(run_cell=cell))
         return self._cell

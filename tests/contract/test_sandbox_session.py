@@ -22,7 +22,7 @@ from orchestrator.sandbox.guest_server import GuestServer
 from orchestrator.sandbox.session import GuestSession, SessionLimits
 from orchestrator.seams import Answer
 from orchestrator.values import Answered, Batch, CellStatus, Failed, FailureReason, OutputChunk, Slot
-from tests.unit.sandbox_doubles import HELLO, Behavior, ScriptedGuest, echo, ended, output
+from tests.unit.sandbox_doubles import HELLO, Behavior, ScriptedGuest, echo, ended, output, stopping, time_check
 
 LIMITS = SessionLimits(
     cell_timeout_s=30, cell_grace_s=1, silence_timeout_s=20, output_head_bytes=16, output_tail_bytes=8
@@ -379,6 +379,8 @@ VIOLATIONS = {
     "not-a-time": [ended(1, seconds=float("nan"))],
     "many-variables": [ended(1, variables=[pb.Variable(name="x")] * 201)],
     "long-name": [ended(1, variables=[pb.Variable(name="x" * 5_000)])],
+    "stopping-of-other-cell": [stopping(7)],
+    "time-check-of-other-cell": [time_check(7)],
     "heartbeats": [pb.AttachRequest(heartbeat=pb.Heartbeat())] * 101,
 }
 
@@ -394,6 +396,14 @@ async def test_a_broken_rule_ends_the_sandbox(messages: list[pb.AttachRequest]) 
             await talk.session.run("", None, None)
         assert caught.value.cause is LossCause.PROTOCOL
         assert not talk.session.usable
+
+
+@pytest.mark.parametrize("message", [stopping(0), stopping(1), time_check(0), time_check(1)], ids=str)
+async def test_what_is_said_of_a_cell_when_none_runs_ends_the_sandbox(message: pb.AttachRequest) -> None:
+    async with conversation() as talk:
+        await talk.session.run("", None, None)
+        await talk.guest.send(message)
+        assert (await talk.session.lost()).cause is LossCause.PROTOCOL
 
 
 @pytest.mark.parametrize(
@@ -415,12 +425,6 @@ async def test_a_second_stream_is_refused() -> None:
             await second.read()
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert (await talk.session.run("still here", None, None)).stdout.text == "still here"
-
-
-async def test_nobody_else_finds_the_socket_once_the_guest_has_attached() -> None:
-    async with conversation() as talk:
-        await talk.session.run("", None, None)
-        assert not talk.socket.exists()
 
 
 async def test_a_message_over_the_cap_is_not_taken() -> None:

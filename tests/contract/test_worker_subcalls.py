@@ -6,16 +6,28 @@ import json
 
 import pytest
 
+from tests.unit.asks_server import (
+    CANCELLED,
+    FAILED_PRECONDITION,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    UNKNOWN,
+    Asked,
+    GivenUp,
+    Outcome,
+    Question,
+    response,
+)
 from tests.unit.guest_modules import DrivenWorker
 
-Asked = list[tuple[str, str, bytes]]
 
-
-def upper(asked: Asked) -> list[tuple[str, str]]:
+def upper(asked: list[Question]) -> list[Outcome]:
     return [("", prompt.upper()) for prompt, _, _ in asked]
 
 
-def broken(asked: Asked) -> list[tuple[str, str]]:
+def broken(asked: list[Question]) -> list[Outcome]:
     return [
         ("budget", "no tokens are left") if "bad" in prompt else ("", "Error: says the model") for prompt, _, _ in asked
     ]
@@ -80,7 +92,7 @@ def test_strict_raises_and_names_the_slot(worker: DrivenWorker) -> None:
 
 
 def test_strict_names_the_failure_and_not_what_was_given_up_for_it(worker: DrivenWorker) -> None:
-    def stopped(asked: Asked) -> list[tuple[str, str]]:
+    def stopped(asked: list[Question]) -> list[Outcome]:
         return [("", "fine"), ("cancelled", "another failed before"), ("model", "it is down")]
 
     ran = worker.run("llm_batch(['a', 'b', 'c'], strict=True)", stopped)
@@ -152,11 +164,10 @@ def test_many_threads_and_tasks_ask_at_once_within_the_bound_on_calls_in_flight(
     try:
         held.open()
         held.start("import asyncio\nawait asyncio.gather(*(allm_query(str(n)) for n in range(100)))")
-        asks = [held.receive()[0] for _ in range(64)]
-        assert {message["op"] for message in asks} == {"ask"}
-        # The 65th is sent when one has been answered, and not before: what comes next was caused by this reply.
-        held.send({"op": "reply", "id": asks[0]["id"], "slots": [["", 1]]}, b"0")
-        assert held.receive()[0]["id"] == 65
+        calls = held.calls(64)
+        # The 65th is sent when one has been answered, and not before: what comes next was caused by this answer.
+        calls["0"].answer(("", "0"))
+        assert set(held.calls(1)) == {"64"}
     finally:
         held.close()
 
@@ -169,8 +180,9 @@ def test_a_cancelled_task_takes_its_question_back() -> None:
             "import asyncio\nt = asyncio.ensure_future(allm_query('q'))\nawait asyncio.sleep(0)\nt.cancel()\n"
             "await asyncio.wait([t])"
         )
-        ops = [(message["op"], message.get("id")) for message, _ in (held.receive() for _ in range(3))]
-        assert ops == [("ask", 1), ("cancel", 1), ("ended", None)]
+        stream = held.calls(1)["q"].stream
+        assert held.receive() == GivenUp(stream)
+        assert held.end().status == "ok"
     finally:
         held.close()
 
@@ -179,30 +191,51 @@ def test_a_thread_that_waits_when_its_cell_ends_is_told() -> None:
     code = (
         "import threading\nheard = []\n"
         "def ask():\n    try: llm_query('late')\n    except SubcallFailed as e: heard.append(e.reason)\n"
-        "t = threading.Thread(target=ask); t.start()"
+        "t = threading.Thread(target=ask); t.start(); llm_query('main')"
     )
     held = DrivenWorker()
     try:
         held.open()
         held.start(code)
-        assert {held.receive()[0]["op"], held.receive()[0]["op"]} == {"ask", "ended"}
+        calls = held.calls(2)
+        calls["main"].answer(("", "a"))
+        assert held.end().status == "ok"
+        assert held.given_up == {calls["late"].stream}
         assert held.run("t.join(); heard").stdout == "['ended']\n"
     finally:
         held.close()
 
 
-def test_a_call_that_the_host_refuses_is_a_value_error() -> None:
-    held = DrivenWorker()
-    try:
-        held.open()
-        held.start("llm_query('q')")
-        ask, _ = held.receive()
-        held.send({"op": "reply", "id": ask["id"], "refused": ["invalid", "at most 5 questions"]})
-        ended, data = held.receive()
-        assert ended["status"] == "error"
-        assert b"llm_query: at most 5 questions" in data
-    finally:
-        held.close()
+@pytest.mark.parametrize("status", [INVALID_ARGUMENT, RESOURCE_EXHAUSTED])
+def test_a_call_that_the_host_refuses_is_a_value_error(worker: DrivenWorker, status: int) -> None:
+    worker.start("llm_query('q')")
+    worker.calls(1)["q"].refuse(status, "at most 5 %, é\n")
+    assert worker.end().error[:2] == ("ValueError", "llm_query: at most 5 %, é\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (CANCELLED, "ended"),
+        (FAILED_PRECONDITION, "ended"),
+        (UNKNOWN, "sandbox"),
+        (INTERNAL, "sandbox"),
+        (UNAVAILABLE, "sandbox"),
+    ],
+)
+def test_a_call_that_the_host_fails_raises_and_says_why(worker: DrivenWorker, status: int, reason: str) -> None:
+    worker.start("try: await allm_query('q')\nexcept SubcallFailed as e: print(e.reason, e)")
+    worker.calls(1)["q"].refuse(status, "the reason")
+    assert worker.end().stdout == f"{reason} allm_query: the reason\n"
+
+
+@pytest.mark.parametrize("message", [b"", b"\xff", response(("", "a")), response(*[("", "a")] * 3)])
+def test_an_answer_that_is_none_raises(worker: DrivenWorker, message: bytes) -> None:
+    worker.start("try: llm_batch(['p', 'q'])\nexcept SubcallFailed as e: print(e.reason)")
+    call = worker.receive()
+    assert isinstance(call, Asked)
+    call.answer_with(message)
+    assert worker.end().stdout == "sandbox\n"
 
 
 def test_without_queries_only_the_final_functions_are_there() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 from google.protobuf.message import DecodeError, Message
@@ -26,7 +26,7 @@ from orchestrator.server import calls, orders
 from orchestrator.server.tokens import Tokens
 from tests.security.test_readers_are_total import _mutated as mutated
 from tests.security.test_readers_are_total import edits
-from tests.unit.guest_modules import agent_grpc, agent_hpack, agent_http2
+from tests.unit.guest_modules import agent_http2, guest_grpc, guest_hpack, worker_calls, worker_http2
 from tests.unit.message_pairs import agree
 
 strict = settings(max_examples=300, deadline=None)
@@ -124,7 +124,7 @@ _CALLS = http2_frames.PREFACE + b"".join(
     for kind, flags, number, payload in (
         (4, 0, 0, b"\0\4\0\1\0\0"),
         (8, 0, 0, (70_000).to_bytes(4)),
-        (1, 4, 1, agent_grpc._request_headers("/rlm.guest.v1.GuestService/Ask")),
+        (1, 4, 1, guest_grpc.request_headers("/rlm.guest.v1.GuestService/Ask")),
         (0, 9, 1, b"\1\0\0\0\0\3abc\0"),
         (1, 0, 3, b"\x83\x86\x44\x85"),
         (9, 4, 3, b"abcde\x40\x01x\x01y"),
@@ -273,12 +273,62 @@ def read_http2(data: bytes, cut: int = 11) -> None:
     connection.close()
 
 
+class _Gone(Exception):
+    pass
+
+
+class _Wire:
+    """A socket out of which these pieces come, and which takes everything; and no interrupts beside it."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = iter([*pieces, b""])
+        self.said = 0
+
+    def recv(self, size: int) -> bytes:
+        return next(self._pieces)
+
+    def send(self, data: bytes) -> int:
+        self.said += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def let_through(self, block: Callable[..., object], *arguments: object) -> None:
+        block(*arguments)
+
+    def gone(self) -> NoReturn:
+        raise _Gone
+
+
+def read_workers_http2(data: bytes, cut: int = 11) -> list[object]:
+    """As the worker reads its connection, with two calls open, piece by piece; returns what has come of those."""
+    wire: Any = _Wire([data[start : start + cut] for start in range(0, len(data), cut)])
+    connection = worker_http2.Connection(wire, wire, wire.gone)
+    replies: list[object] = []
+    for size in (70_000, 1):
+        connection.start(
+            worker_http2.Call(lambda call: replies.append(worker_calls.reply_of(call, 1))), b"\x82", b"x" * size
+        )
+    with pytest.raises(_Gone):
+        while True:
+            connection.read()
+    assert wire.said <= 200_000 + 20 * len(data)
+    return replies
+
+
 def read_hpack(data: bytes) -> None:
-    decoder = agent_hpack.Decoder()
+    decoder = guest_hpack.Decoder()
     try:
         for block in (data, data[: len(data) // 2]):
             decoder.decode(block)
-    except agent_hpack.HpackError:
+    except guest_hpack.HpackError:
         pass
 
 
@@ -302,10 +352,24 @@ _ANSWER = _frames(
 )
 
 
+_WORKERS_ANSWER = _frames(
+    (4, 0, 0, b"\0\4\0\1\0\0"),
+    (8, 0, 0, (70_000).to_bytes(4)),
+    (1, 4, 1, b"\x88\x5f\x10application/grpc"),
+    (0, 0, 1, b"\0\0\0\0\5\n\3\n\1a"),
+    (6, 0, 0, bytes(8)),
+    (8, 0, 1, (70_000).to_bytes(4)),
+    (1, 5, 1, b"\x40\x0bgrpc-status\x010"),
+    (3, 0, 3, (8).to_bytes(4)),
+    (7, 0, 0, bytes(8)),
+)
+
+
 @given(st.binary(max_size=300), st.integers(1, 64))
 @strict
 def test_what_an_agents_connection_gets_of_any_bytes(data: bytes, cut: int) -> None:
     read_http2(data, cut)
+    read_workers_http2(data, cut)
     read_hpack(data)
 
 
@@ -315,6 +379,7 @@ def test_what_an_agents_connection_gets_of_any_bytes(data: bytes, cut: int) -> N
 @strict
 def test_what_an_agents_connection_gets_of_any_frames(frames: list[tuple[int, int, int, bytes]]) -> None:
     read_http2(_frames(*frames))
+    read_workers_http2(_frames(*frames))
 
 
 @given(edits, st.integers(1, 64))
@@ -323,6 +388,7 @@ def test_what_an_agents_connection_gets_of_an_answer_that_someone_changed(
     edits: list[tuple[int, int, bytes]], cut: int
 ) -> None:
     read_http2(mutated(_ANSWER, edits), cut)
+    read_workers_http2(mutated(_WORKERS_ANSWER, edits), cut)
     read_hpack(mutated(b"\x88\x5f\x10application/grpc\x40\x0bgrpc-status\x010", edits))
 
 
@@ -363,4 +429,5 @@ def test_the_answer_that_is_changed_is_one_that_the_agent_takes() -> None:
         connection.request(b"\x82", _Owner())
     connection.receive(_ANSWER)
     assert connection.greeted
-    assert agent_grpc.Channel is not None
+    replies = read_workers_http2(_WORKERS_ANSWER)
+    assert replies == [worker_calls.Answered([("", "a")]), worker_calls.Refused("ended", "the call was reset")]

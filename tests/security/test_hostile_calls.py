@@ -136,11 +136,12 @@ async def test_C7_a_call_on_anothers_socket_that_ended_finds_nobody(
 ) -> None:
     async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
         await greeted(guest, attack)
-        with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+        attack.session.lose(LossCause.UNRESPONSIVE, "as a probe")
+        await guest.until()
+        with pytest.raises(ConnectionRefusedError):
             async with raw_guest(attack.socket):
                 pass
-        attack.session.lose(LossCause.CLOSED, "")
-        found("no name to dial")
+        found("nobody listens")
 
 
 FILES = {

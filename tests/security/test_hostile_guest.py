@@ -43,7 +43,7 @@ from tests.security.arena import timed
 from tests.security.conftest import Found
 from tests.security.raw_guest import RawGuest, raw_guest
 from tests.unit.rlm_world import FolderContexts
-from tests.unit.sandbox_doubles import HELLO, ScriptedGuest, ended, output
+from tests.unit.sandbox_doubles import HELLO, ScriptedGuest, ended, output, stopping, time_check
 
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, INVALID_ARGUMENT, UNIMPLEMENTED = "8", "9", "3", "12"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -309,15 +309,17 @@ async def test_C6_C17_slow_and_half_open_streams_hold_up_nobody(caplog: pytest.L
 
 
 async def test_C7_a_second_stream_on_the_socket_is_refused(caplog: pytest.LogCaptureFixture, found: Found) -> None:
-    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest:
+    """On the same connection, and on one of its own."""
+    async with attacked(caplog) as attack, raw_guest(attack.socket) as guest, raw_guest(attack.socket) as other:
         await greeted(guest, attack)
-        stream = guest.open("Attach")
-        guest.message(stream, HELLO.SerializeToString())
-        await guest.flush()
-        await guest.until(stream)
-        assert guest.statuses[stream] == FAILED_PRECONDITION
-        assert not attack.socket.exists(), "the socket's name is still there for others"
-        found("FAILED_PRECONDITION; no name to dial")
+        for client in (guest, other):
+            stream = client.open("Attach")
+            client.message(stream, HELLO.SerializeToString())
+            await client.flush()
+            await client.until(stream)
+            assert client.statuses[stream] == FAILED_PRECONDITION
+        assert attack.session.usable
+        found("FAILED_PRECONDITION")
 
 
 async def test_C12_a_call_or_a_message_of_no_known_kind(caplog: pytest.LogCaptureFixture, found: Found) -> None:
@@ -410,8 +412,10 @@ def forged(**fields: Any) -> pb.AttachRequest:
         pb.AttachRequest(output=pb.Output(cell=7, stream=pb.OUTPUT_STREAM_STDOUT, data=b"FINAL(1)")),
         pb.AttachRequest(hello=pb.Hello(protocol_version=wire.PROTOCOL_VERSION)),
         pb.AttachRequest(file_ended=pb.FileEnded(number=9, status=pb.FILE_STATUS_OK, data=b"x")),
+        stopping(1),
+        time_check(1),
     ],
-    ids=["C11-cell", "C12-enum", "C11-opened", "C18-output", "C11-hello", "C11-file"],
+    ids=["C11-cell", "C12-enum", "C11-opened", "C18-output", "C11-hello", "C11-file", "C11-stopping", "C11-time"],
 )
 async def test_C11_C18_forged_messages_out_of_turn_end_the_sandbox(
     caplog: pytest.LogCaptureFixture, request_: pb.AttachRequest, found: Found

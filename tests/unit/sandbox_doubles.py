@@ -37,6 +37,14 @@ def output(
     return pb.AttachRequest(output=pb.Output(cell=cell, stream=stream, offset=offset, data=data))
 
 
+def stopping(cell: int) -> pb.AttachRequest:
+    return pb.AttachRequest(stopping=pb.Stopping(cell=cell))
+
+
+def time_check(cell: int) -> pb.AttachRequest:
+    return pb.AttachRequest(time_check=pb.TimeCheck(cell=cell))
+
+
 async def echo(guest: ScriptedGuest, cell: pb.RunCell) -> None:
     """Prints the code."""
     data = cell.code.encode()
@@ -59,6 +67,7 @@ class ScriptedGuest:
         self._cells: set[asyncio.Task[None]] = set()
         self.opens: list[pb.Open] = []
         self.interrupts: asyncio.Queue[int] = asyncio.Queue()
+        self.waited: asyncio.Queue[pb.Waited] = asyncio.Queue()
         self.running = asyncio.Event()  # a cell has come
 
     async def attach(self) -> None:
@@ -101,6 +110,8 @@ class ScriptedGuest:
                 task.add_done_callback(self._cells.discard)
             case "interrupt":
                 self.interrupts.put_nowait(message.interrupt.cell)
+            case "waited":
+                self.waited.put_nowait(message.waited)
 
 
 class FakeEngine:

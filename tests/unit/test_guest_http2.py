@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.guest_modules import agent_grpc, agent_hpack, agent_http2
+from tests.unit.guest_modules import agent_grpc, agent_http2, guest_grpc, guest_hpack
 
 HEADERS = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 names = st.text("abcdefghijklmnop-", min_size=1).map(str.encode)
@@ -86,7 +86,7 @@ class Peer:
 
 
 def request(peer: Peer) -> Any:
-    return peer.client.request(agent_grpc._request_headers("/a.B/C"), peer.owner)
+    return peer.client.request(guest_grpc.request_headers("/a.B/C"), peer.owner)
 
 
 def test_a_request_arrives_as_grpc_wants_it_and_its_answer_comes_back() -> None:
@@ -102,7 +102,7 @@ def test_a_request_arrives_as_grpc_wants_it_and_its_answer_comes_back() -> None:
         b":authority": b"localhost",
         b"te": b"trailers",
         b"content-type": b"application/grpc",
-        b"user-agent": b"rlm-agent/1",
+        b"user-agent": b"rlm-guest/1",
     }
     assert peer.received(stream.number) == b"question"
     assert any(isinstance(event, h2.events.StreamEnded) for event in peer.events)
@@ -346,7 +346,7 @@ def test_messages_come_whole_however_they_are_cut(messages: list[bytes], size: i
     assert seen == messages
 
 
-@pytest.mark.parametrize("head", [struct.pack("!BI", 1, 0), struct.pack("!BI", 0, agent_grpc.MESSAGE_CAP + 1)])
+@pytest.mark.parametrize("head", [struct.pack("!BI", 1, 0), struct.pack("!BI", 0, guest_grpc.MESSAGE_CAP + 1)])
 def test_a_compressed_or_too_large_message_is_refused(head: bytes) -> None:
     with pytest.raises(agent_http2.Http2Error):
         call()[0].data(memoryview(head))
@@ -377,12 +377,12 @@ def test_a_call_ends_with_the_status_that_it_was_told(blocks: Any, error: Any, s
 
 
 def test_the_static_table_is_the_standards() -> None:
-    assert list(hpack.table.HeaderTable.STATIC_TABLE) == agent_hpack._STATIC
+    assert list(hpack.table.HeaderTable.STATIC_TABLE) == guest_hpack._STATIC
 
 
 @given(st.lists(st.lists(st.tuples(names, st.binary(max_size=300)), max_size=6), max_size=4), st.booleans())
 def test_every_header_that_others_write_is_read(blocks: list[list[tuple[bytes, bytes]]], huffman: bool) -> None:
-    theirs, ours = hpack.Encoder(), agent_hpack.Decoder()
+    theirs, ours = hpack.Encoder(), guest_hpack.Decoder()
     for place, block in enumerate(blocks):
         theirs.header_table_size = (4096, 100, 0)[place % 3]
         assert ours.decode(theirs.encode(block, huffman=huffman)) == block
@@ -390,23 +390,23 @@ def test_every_header_that_others_write_is_read(blocks: list[list[tuple[bytes, b
 
 def test_every_symbol_of_the_huffman_code_is_read() -> None:
     text = bytes(range(256))
-    assert agent_hpack.Decoder().decode(hpack.Encoder().encode([(b"a", text)], huffman=True)) == [(b"a", text)]
+    assert guest_hpack.Decoder().decode(hpack.Encoder().encode([(b"a", text)], huffman=True)) == [(b"a", text)]
 
 
 @given(names, st.binary(max_size=400))
 def test_others_read_what_is_written(name: bytes, value: bytes) -> None:
-    assert hpack.Decoder().decode(agent_hpack.literal(name, value), raw=True) == [(name, value)]
+    assert hpack.Decoder().decode(guest_hpack.literal(name, value), raw=True) == [(name, value)]
 
 
 @given(st.binary(max_size=60))
 def test_any_block_is_headers_or_refused(block: bytes) -> None:
-    with contextlib.suppress(agent_hpack.HpackError):
-        agent_hpack.Decoder().decode(block)
+    with contextlib.suppress(guest_hpack.HpackError):
+        guest_hpack.Decoder().decode(block)
 
 
 def test_a_block_that_is_repeated_says_what_the_table_says_by_then() -> None:
     kept, entry, first, second = b"\x40\x01a\x01b", b"\xbe", [(b"a", b"b")], [(b"c", b"d")]
-    decoder = agent_hpack.Decoder()
+    decoder = guest_hpack.Decoder()
     for _ in range(2):
         assert decoder.decode(kept) == first
         assert decoder.decode(entry) == first
@@ -415,18 +415,18 @@ def test_a_block_that_is_repeated_says_what_the_table_says_by_then() -> None:
         assert decoder.decode(b"\x0f\x2f\x01e") == [(b"c", b"e")]  # a name of the table, with a value of its own
     for _ in range(2):
         assert decoder.decode(b"\x20") == []  # the table is to be empty
-        with pytest.raises(agent_hpack.HpackError):
+        with pytest.raises(guest_hpack.HpackError):
             decoder.decode(entry)
         decoder.decode(b"\x3f\xe1\x1f" + kept)
 
 
 def test_few_blocks_are_remembered() -> None:
-    decoder = agent_hpack.Decoder()
+    decoder = guest_hpack.Decoder()
     for number in range(100):
         for _ in range(2):
-            assert decoder.decode(agent_hpack.literal(b"a", b"%d" % number)) == [(b"a", b"%d" % number)]
-        assert 0 < len(decoder._known) <= agent_hpack.MAX_KNOWN
+            assert decoder.decode(guest_hpack.literal(b"a", b"%d" % number)) == [(b"a", b"%d" % number)]
+        assert 0 < len(decoder._known) <= guest_hpack.MAX_KNOWN
 
 
 def test_no_frame_is_too_large_for_a_message() -> None:
-    assert agent_http2.MAX_FRAME <= agent_grpc.MESSAGE_CAP  # so that a message that is a frame needs no look at its cap
+    assert agent_http2.MAX_FRAME <= guest_grpc.MESSAGE_CAP  # so that a message that is a frame needs no look at its cap

@@ -188,19 +188,46 @@ class FakeTimes:
         return self._loop.now * (self._worker + self._others)
 
 
-def clock(limit_s: float, grace_s: float, **busy: float) -> tuple[FakeLoop, Any, list[str]]:
+class FakeHost:
+    """Knows for how long the cell has waited, and answers at once when it is asked."""
+
+    def __init__(self, loop: FakeLoop) -> None:
+        self._loop = loop
+        self._waited = 0.0
+        self._since: float | None = None
+        self.clock: Any = None
+        self.asked = 0
+
+    def waits(self, whether: bool) -> None:
+        self._waited = self.waited
+        self._since = self._loop.now if whether else None
+
+    @property
+    def waited(self) -> float:
+        return self._waited + (self._loop.now - self._since if self._since is not None else 0.0)
+
+    def answer(self) -> None:
+        self.asked += 1
+        self.clock.told(self.waited, self._since is not None)
+
+
+def clock(limit_s: float, grace_s: float, **busy: float) -> tuple[FakeLoop, Any, FakeHost, list[str]]:
     loop, seen = FakeLoop(), list[str]()
+    host = FakeHost(loop)
+    any_loop: Any = loop
     times = FakeTimes(loop, **busy)
-    made = agent_clock.CellClock(loop, limit_s, grace_s, lambda: seen.append("interrupt"), seen.append, times)  # type: ignore[arg-type]
-    return loop, made, seen
+    host.clock = agent_clock.CellClock(
+        any_loop, limit_s, grace_s, times, host.answer, lambda: seen.append("interrupt"), seen.append
+    )
+    return loop, host.clock, host, seen
 
 
 def test_the_clock_counts_running_time_only_and_climbs_the_ladder() -> None:
-    loop, cell, seen = clock(10, 2)
+    loop, cell, host, seen = clock(10, 2)
     loop.advance(6)
-    cell.pause()
+    host.waits(True)
     loop.advance(1000)
-    cell.resume()
+    host.waits(False)
     loop.advance(3.9)
     assert seen == []
     loop.advance(0.1)
@@ -210,13 +237,40 @@ def test_the_clock_counts_running_time_only_and_climbs_the_ladder() -> None:
     assert seen == ["interrupt"]
     loop.advance(0.1)
     assert seen == ["interrupt", "timed_out"]
-    assert cell.finish() == pytest.approx(12)
+    assert cell.finish() == pytest.approx(1012)
+
+
+def test_a_cell_that_ends_within_its_limit_costs_the_host_no_word() -> None:
+    loop, cell, host, _ = clock(10, 2)
+    loop.advance(9.9)
+    cell.finish()
+    loop.advance(100)
+    assert host.asked == 0
+
+
+def test_what_the_host_says_unasked_or_late_changes_nothing() -> None:
+    loop, cell, host, seen = clock(10, 2)
+    cell.told(0.0, False)
+    host.clock = FakeClock()  # who never gets the answer: it is on its way
+    loop.advance(20)
+    assert seen == []
+    cell.stop("interrupted")
+    cell.told(0.0, False)
+    loop.advance(2)
+    assert seen == ["interrupt", "interrupted"]
+
+
+class FakeClock:
+    """Hears and does nothing."""
+
+    def told(self, waited_s: float, waits: bool) -> None:
+        pass
 
 
 def test_a_worker_that_spins_while_a_question_is_out_is_charged_for_it() -> None:
-    loop, cell, seen = clock(10, 2, worker=1.0)
+    loop, _cell, host, seen = clock(10, 2, worker=1.0)
     loop.advance(1)
-    cell.pause()
+    host.waits(True)
     loop.advance(8.9)
     assert seen == []
     loop.advance(0.2)
@@ -224,8 +278,8 @@ def test_a_worker_that_spins_while_a_question_is_out_is_charged_for_it() -> None
 
 
 def test_many_processors_cost_no_more_than_the_time_that_passes() -> None:
-    loop, cell, seen = clock(10, 2, worker=8.0)
-    cell.pause()
+    loop, _cell, host, seen = clock(10, 2, worker=8.0)
+    host.waits(True)
     loop.advance(9.9)
     assert seen == []
     loop.advance(0.1)
@@ -233,8 +287,8 @@ def test_many_processors_cost_no_more_than_the_time_that_passes() -> None:
 
 
 def test_programs_that_the_code_has_started_are_charged_from_the_second_look_on() -> None:
-    loop, cell, seen = clock(10, 2, others=1.0)
-    cell.pause()
+    loop, _cell, host, seen = clock(10, 2, others=1.0)
+    host.waits(True)
     loop.advance(19.9)
     assert seen == []
     loop.advance(0.1)
@@ -242,30 +296,30 @@ def test_programs_that_the_code_has_started_are_charged_from_the_second_look_on(
 
 
 def test_questions_one_after_the_other_do_not_hide_a_worker_that_spins() -> None:
-    loop, cell, seen = clock(10, 2, worker=1.0)
+    loop, _cell, host, seen = clock(10, 2, worker=1.0)
     while not seen and loop.now < 100:
-        cell.pause()
+        host.waits(True)
         loop.advance(0.5)
-        cell.resume()
-        cell.pause()
+        host.waits(False)
+        host.waits(True)
     assert (seen, loop.now) == (["interrupt"], 10)
 
 
 def test_time_that_was_counted_is_not_counted_twice() -> None:
-    loop, cell, seen = clock(10, 2, worker=0.5)
+    loop, _cell, host, seen = clock(10, 2, worker=0.5)
     loop.advance(8)  # runs; half of it on the processor
-    cell.pause()
+    host.waits(True)
     loop.advance(4)  # its thread goes on at half speed: 6 s of processor time in all, and 8 have been counted
     assert seen == []
-    cell.resume()
+    host.waits(False)
     loop.advance(2.1)
     assert seen == ["interrupt"]
 
 
 def test_a_long_wait_is_looked_at_now_and_then_only() -> None:
-    loop, cell, _ = clock(10, 2)
+    loop, _cell, host, _ = clock(10, 2)
     loop.advance(9.999)
-    cell.pause()
+    host.waits(True)
     loop.advance(100)
     looks = [timer for timer in loop.timers if not timer[3].cancelled]
     assert len(looks) == 1
@@ -273,16 +327,16 @@ def test_a_long_wait_is_looked_at_now_and_then_only() -> None:
 
 
 def test_waiting_does_not_stretch_the_grace() -> None:
-    loop, cell, seen = clock(0, 2)
+    loop, cell, host, seen = clock(0, 2)
     loop.advance(100)
     cell.stop("interrupted")
-    cell.pause()
+    host.waits(True)
     loop.advance(2)
     assert seen == ["interrupt", "interrupted"]
 
 
 def test_a_cell_that_has_ended_is_neither_interrupted_nor_killed() -> None:
-    loop, cell, seen = clock(10, 2)
+    loop, cell, _host, seen = clock(10, 2)
     loop.advance(5)
     assert cell.finish() == 5
     loop.advance(100)
@@ -291,7 +345,7 @@ def test_a_cell_that_has_ended_is_neither_interrupted_nor_killed() -> None:
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0])
 def test_an_odd_limit_is_no_limit(odd: float) -> None:
-    loop, _, seen = clock(odd, 1)
+    loop, _, _, seen = clock(odd, 1)
     loop.advance(1e9)
     assert seen == []
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.sandbox import grpc_calls, http2, http2_frames, http2_headers
-from tests.unit.guest_modules import agent_grpc
+from tests.unit.guest_modules import guest_grpc
 
 RESPONSE = [(":status", "200"), ("content-type", "application/grpc")]
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x")]
@@ -143,7 +143,7 @@ def test_headers_that_need_the_table_are_read_as_they_were_sent() -> None:
 
 
 def test_the_agents_own_headers_are_read_without_a_decoder() -> None:
-    block = agent_grpc._request_headers("/a.B/C")
+    block = guest_grpc.request_headers("/a.B/C")
     assert http2_headers.literals(block) == [(bytes(n), bytes(v)) for n, v in hpack.Decoder().decode(block, raw=True)]
     assert grpc_calls.path_of(http2_headers.literals(block) or []) == "/a.B/C"
 

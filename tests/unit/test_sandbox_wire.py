@@ -43,6 +43,8 @@ messages = st.one_of(
     st.builds(pb.AttachRequest, hello=st.builds(pb.Hello, protocol_version=numbers, python_version=words)),
     st.builds(pb.AttachRequest, output=outputs),
     st.builds(pb.AttachRequest, cell_ended=cell_ends),
+    st.builds(pb.AttachRequest, stopping=st.builds(pb.Stopping, cell=numbers)),
+    st.builds(pb.AttachRequest, time_check=st.builds(pb.TimeCheck, cell=numbers)),
 )
 
 

@@ -1,9 +1,9 @@
-"""HPACK (RFC 7541), as far as a gRPC client needs it: reads every header block, writes none that needs a table."""
+"""HPACK (RFC 7541), as far as the guest's clients need it: reads every header block, writes none that needs a table."""
 
 from __future__ import annotations
 
 Header = tuple[bytes, bytes]
-MAX_TABLE_BYTES = 4096  # the protocol's own default, which the agent does not change
+MAX_TABLE_BYTES = 4096  # the protocol's own default
 MAX_KNOWN = 8  # blocks: a server of ours has two that it repeats with every answer
 _ENTRY_OVERHEAD = 32
 
@@ -70,10 +70,11 @@ def _length(number: int) -> bytes:
 class Decoder:
     """Reads the header blocks of one connection, in their order, and keeps the table that they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, table_bytes: int = MAX_TABLE_BYTES) -> None:
+        """`table_bytes`: what the other end was told. With 0, a block says the same whenever it is read."""
         self._table: list[Header] = []  # the newest first
         self._bytes = 0
-        self._most = MAX_TABLE_BYTES
+        self._most = self._offered = table_bytes
         self._known: dict[bytes, list[Header]] = {}  # what blocks say that have nothing to do with the table
 
     def decode(self, block: bytes) -> list[Header]:
@@ -101,7 +102,7 @@ class Decoder:
                 alone = alone and index <= len(_STATIC)
             elif first & 0xE0 == 0x20:
                 self._most, at = _integer(block, at, 5)
-                if self._most > MAX_TABLE_BYTES:
+                if self._most > self._offered:
                     raise HpackError("a table larger than was offered")
                 self._evict()
                 alone = False
@@ -112,7 +113,7 @@ class Decoder:
                 value, at = _string(block, at)
                 headers.append((name, value))
                 alone = alone and not kept and index <= len(_STATIC)
-                if kept:
+                if kept and self._offered:
                     self._keep((name, value))
         if alone:
             if len(self._known) == MAX_KNOWN:
@@ -164,17 +165,19 @@ def _string(block: bytes, at: int) -> tuple[bytes, int]:
     return (_unhuffman(text) if coded else text), at + length
 
 
-_huffman: dict[tuple[int, int], int] = {}  # (length, code) to symbol, made when first needed
+_huffman: dict[tuple[int, int], int] = {}  # (length, code) to symbol, made when first needed, and all of it at once
 
 
 def _unhuffman(text: bytes) -> bytes:
     if not _huffman:
+        codes: dict[tuple[int, int], int] = {}
         code = length = 0
         for symbol in sorted(range(len(_HUFFMAN_LENGTHS)), key=_HUFFMAN_LENGTHS.__getitem__):
             code <<= _HUFFMAN_LENGTHS[symbol] - length
             length = _HUFFMAN_LENGTHS[symbol]
-            _huffman[length, code] = symbol
+            codes[length, code] = symbol
             code += 1
+        _huffman.update(codes)
     plain = bytearray()
     code = length = 0
     for byte in text:
