@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from orchestrator.sandbox.http2 import STREAM_WINDOW, Connection, Stream
+from orchestrator.sandbox.http2_frames import CANCEL
 from orchestrator.sandbox.http2_headers import Header
 
 OK, CANCELLED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 0, 1, 3, 8
@@ -177,11 +178,12 @@ class UnaryCall:
             await self._change()
 
     def refuse(self, status: int, text: str) -> None:
-        """Ends the call with a status, unless an answer has begun."""
+        """Ends the call with a status; one whose answer has begun is reset."""
         if self._answered:
-            return
-        self._incoming.clear()
-        refuse(self._http, self._stream, status, text)
+            self._http.reset(self._stream, CANCEL)
+        else:
+            self._incoming.clear()
+            refuse(self._http, self._stream, status, text)
         self._flush()
 
     async def _change(self) -> None:

@@ -202,5 +202,8 @@ class GuestServer:
             self._unread.add(size, handler)
             await call.left()
 
-    def _not_read(self) -> None:
-        self._session.lose(LossCause.UNRESPONSIVE, "the guest does not read what it is answered")
+    def _not_read(self, handler: asyncio.Task[None]) -> None:
+        # Of one that is hostile, or of code that lets no other thread run: its call is over, and nothing else.
+        logger.info("%s: an answer was not read, and is dropped", self._session.name)
+        self._session.pace.charge_refused()
+        handler.cancel()

@@ -12,9 +12,10 @@ _SECOND_LOOK_S = 1.0
 
 
 class Unread:
-    """Counts an answer until its sending has ended; tells, once, of one that is not read in time."""
+    """Counts an answer until its sending has ended; tells of one that is not read in time."""
 
-    def __init__(self, not_read: Callable[[], None]) -> None:
+    def __init__(self, not_read: Callable[[asyncio.Task[Any]], None]) -> None:
+        """`not_read` is given who sends it, and ends that."""
         self._not_read = not_read
         self._loop = asyncio.get_running_loop()
         self._bytes = 0
@@ -62,4 +63,5 @@ class Unread:
             # A process that was itself held up sees what was read meanwhile before it judges.
             self._watch = self._loop.call_later(_SECOND_LOOK_S, self._check, oldest)
         else:
-            self._not_read()
+            self._not_read(oldest)
+            self._watch = self._loop.call_later(_SECOND_LOOK_S, self._check, None)

@@ -271,23 +271,29 @@ async def test_a_question_half_sent_in_one_cell_is_not_asked_in_the_next() -> No
     assert asked == []
 
 
-async def test_a_guest_that_does_not_read_its_answers_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answers_that_are_not_read_are_dropped_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.sandbox.unread._TIMEOUT_S", 0.1)
     monkeypatch.setattr("orchestrator.sandbox.unread._SECOND_LOOK_S", 0.01)
 
     async def much(batch: Batch) -> Sequence[Slot]:
         return [Answered("x" * 1_000_000)]
 
-    async with raw_conversation(much) as (session, guest, _):
+    async with raw_conversation(much) as (session, guest, stream):
+        refused: list[None] = []
+        monkeypatch.setattr(session.pace, "charge_refused", lambda: refused.append(None))
         running = asyncio.create_task(session.run("1", None, None))
-        for _ in range(40):
-            guest.message(guest.open("Ask"), ONE.SerializeToString(), end=True)
+        calls = [guest.open("Ask") for _ in range(40)]
+        for call in calls:
+            guest.message(call, ONE.SerializeToString(), end=True)
         await guest.flush()
-        with pytest.raises(SandboxLost) as caught:
-            await running
-        assert caught.value.cause is LossCause.UNRESPONSIVE
-        await guest.until()  # all of it is let go at once, not when the sandbox's owner comes to close it
-        assert guest.ended
+        for call in calls:
+            await guest.until(call)  # its end; no window is given back for what has come
+        assert guest.resets == set(calls)
+        assert len(refused) == len(calls)
+        guest.message(stream, ended(1).SerializeToString())
+        await guest.flush()
+        assert (await running).status is CellStatus.OK
+        assert session.usable
 
 
 async def test_answers_wait_for_room_until_others_have_been_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,9 +316,11 @@ def read_workers_http2(data: bytes, cut: int = 11) -> list[object]:
         connection.start(
             worker_http2.Call(lambda call: replies.append(worker_calls.reply_of(call, 1))), b"\x82", b"x" * size
         )
-    with pytest.raises(_Gone):
+    try:
         while True:
             connection.read()
+    except _Gone:
+        pass
     assert wire.said <= 200_000 + 20 * len(data)
     return replies
 
