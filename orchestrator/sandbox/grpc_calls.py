@@ -116,6 +116,7 @@ class UnaryCall:
         self._flush = flush
         self._stream = stream
         self._incoming = _Incoming(cap)
+        self._question: bytes | None = None  # one that has come in one piece
         self._complete = False
         self._answered = False
         self._over = False
@@ -127,7 +128,10 @@ class UnaryCall:
     # --- for `Connection` ---
 
     def data(self, data: memoryview, last: bool) -> None:
-        self._incoming.add(data)
+        if not last or (message := self._incoming.whole(data)) is None:
+            self._incoming.add(data)
+        else:
+            self._question = message
         self._complete = last
         self._wake()
 
@@ -146,6 +150,9 @@ class UnaryCall:
 
     def arrived(self) -> bytes | None:
         """The question, if it is here already. Raises `BadMessage`: it is none, or is too large."""
+        if (message := self._question) is not None:
+            self._question = None
+            return message
         message = self._incoming.take()
         if message is None and self._complete:
             raise BadMessage(INVALID_ARGUMENT, "there is no question")
@@ -164,11 +171,11 @@ class UnaryCall:
     def answer(self, pieces: Sequence[bytes]) -> bool:
         """Answers with a message in pieces, as fast as the other end takes it; returns whether all of it has left."""
         self._answered = True
-        prefix = _PREFIX.pack(0, sum(map(len, pieces)))
         self._incoming.clear()
         self._http.headers(self._stream, _RESPONSE)
         # Joined, since each piece would be a frame of its own.
-        self._http.send(self._stream, prefix + b"".join(pieces), trailers=_OK)
+        message = b"".join((_PREFIX.pack(0, sum(map(len, pieces))), *pieces))
+        self._http.send(self._stream, message, trailers=_OK)
         self._flush()
         return self._over
 

@@ -121,16 +121,15 @@ class GuestConnection(asyncio.BufferedProtocol):
 
     def _slow_down(self) -> None:
         """Reads nothing for a while when the guest is above its pace, or leaves too much of ours unread."""
-        if self._transport is None or self._transport.is_closing():
+        wait_s = self._session.pace.wait_s()
+        crowded = self.http.control_bytes > _CONTROL_BYTES
+        if (wait_s <= 0 and not crowded) or self._transport is None or self._transport.is_closing():
             return
-        wait_s = min(self._session.pace.wait_s(), _LONGEST_PAUSE_S)
+        wait_s = min(wait_s, _LONGEST_PAUSE_S)
         if wait_s > 0:
             self._session.reads_later(wait_s)
-        if self.http.control_bytes > _CONTROL_BYTES:
-            wait_s = _LONGEST_PAUSE_S
-        if wait_s > 0:
-            self._transport.pause_reading()
-            self._pause = self._loop.call_later(wait_s, self._go_on)
+        self._transport.pause_reading()
+        self._pause = self._loop.call_later(_LONGEST_PAUSE_S if crowded else wait_s, self._go_on)
 
     def _go_on(self) -> None:
         if self.http.control_bytes > _CONTROL_BYTES:

@@ -47,6 +47,8 @@ class GuestServer:
         self._handlers = TaskSet()
         self._reading = asyncio.Semaphore(_READS_AT_A_TIME)
         self._unread = Unread(self._not_read)
+        self._headers: list[Header] = []  # of the last call, which are mostly those of the next
+        self._method: str | None = None
 
     async def __aenter__(self) -> GuestServer:
         path = os.fsencode(self._path)
@@ -94,7 +96,9 @@ class GuestServer:
         """A call, and who is told the rest of it; None when it is refused."""
         self._session.pace.charge(pace.CALL_S)
         http = connection.http
-        match grpc_calls.path_of(headers):
+        if headers is not self._headers:
+            self._headers, self._method = headers, grpc_calls.path_of(headers)
+        match self._method:
             case None:
                 grpc_calls.refuse_what_is_no_call(http, stream)
             case path if path == f"/{_SERVICE}/Ask":

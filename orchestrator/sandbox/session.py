@@ -95,7 +95,7 @@ class GuestSession:
         self._tasks = TaskSet()
         self._hearing = Hearing(limits.silence_timeout_s, self._silent)
         self._alarm = Alarm()
-        self.pace = pace.Account(lambda text: self.lose(LossCause.PROTOCOL, text), self._loop.time)
+        self.pace = pace.Account(lambda text: self.lose(LossCause.PROTOCOL, text))
         self._outlet: Outlet | None = None
         self.python_version = ""
 

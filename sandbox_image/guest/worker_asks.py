@@ -76,7 +76,8 @@ class Asks:
         for ask in asks:
             ask.on_reply(ENDED)
         if asks:
-            self._connection.cancel_all()
+            with self._interrupts:
+                self._connection.cancel_all()
 
     def start(self, ask: Ask) -> None:
         """Sends the questions, now or when others have been answered; outside of a cell they are refused.

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from guest_hpack import Decoder, Header, HpackError
 from worker_interrupts import Interrupts
@@ -70,25 +70,30 @@ class Call:
         return next(iter(self.pieces.values())) if len(self.pieces) == 1 else b"".join(self.pieces.values())
 
 
-class _Out(NamedTuple):
-    number: int  # of the next call
-    spent: int  # bytes of the connection's window
-    end: int  # where the last of the pieces ends, counted from the connection's beginning
-    pieces: tuple[bytes, ...]  # those that are not known to have left, in their order
-    waiting: dict[int, tuple[memoryview, int]]  # by call: what has no window yet, and what it has spent of its own
-
-
-class _In(NamedTuple):
-    at: int  # where the first of the chunks begins, counted from the connection's beginning
-    chunks: list[bytes]  # that were read and not dealt with
-    window: int  # bytes that may be sent in all, counted from the beginning
-    call_window: int  # as it is for each call at first
-    max_frame: int
-    unreturned: int  # bytes of answers that the other end has not been given new room for
+# What goes out. Plain tuples, this one and the next: they are made anew for each frame.
+_Out = tuple[
+    int,  # the number of the next call
+    int,  # what is spent of the connection's window, in bytes
+    int,  # where the last of the pieces ends, counted from the connection's beginning
+    tuple[bytes, ...],  # the pieces that are not known to have left, in their order
+    dict[int, tuple[memoryview, int]],  # by call: what has no window yet, and what it has spent of its own
+]
+# What comes in.
+_In = tuple[
+    int,  # where the first of the chunks begins, counted from the connection's beginning
+    list[bytes],  # the chunks that were read and not dealt with
+    int,  # how many bytes may be sent in all, counted from the beginning
+    int,  # the window of each call at first
+    int,  # the largest frame that may be sent
+    int,  # bytes of answers that the other end has not been given new room for
+]
 
 
 class Connection:
-    """Methods may be called from any thread, but `read` from one at a time. `gone` is called when the connection is."""
+    """Methods may be called from any thread, but `read` from one at a time; all within the shield of `interrupts`.
+
+    The shield is open while one of them waits. `gone` is called when the connection is.
+    """
 
     def __init__(self, connected: socket.socket, interrupts: Interrupts, gone: Callable[[], NoReturn]) -> None:
         self._socket = connected
@@ -109,37 +114,38 @@ class Connection:
             + _frame(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(CONNECTION_WINDOW - _DEFAULT_WINDOW))
         )
         self._sent = [0]  # bytes that have left; their sum counts
-        self._out = _Out(1, 0, len(greeting), (greeting,), {})
-        self._in = _In(0, [], _DEFAULT_WINDOW, _DEFAULT_WINDOW, _DEFAULT_MAX_FRAME, 0)
+        self._out: _Out = (1, 0, len(greeting), (greeting,), {})
+        self._in: _In = (0, [], _DEFAULT_WINDOW, _DEFAULT_WINDOW, _DEFAULT_MAX_FRAME, 0)
         os.register_at_fork(after_in_child=connected.close)
 
     def start(self, call: Call, block: bytes, body: bytes) -> None:
         """Sends a request, of this header block and at least one byte, as fast as the other end takes it."""
-        with self._interrupts, self._sending:
+        with self._sending:
             number, spent, end, pieces, waiting = self._out
-            state = self._in
+            _, _, window, call_window, max_frame, _ = self._in
             call.number = number
             self._calls[number] = call
-            head = _frame(_HEADERS, _END_HEADERS, number, block)
+            head = _FRAME.pack(0, len(block), _HEADERS, _END_HEADERS, number)
             size = len(body)
-            if size <= min(state.window - spent, state.call_window, state.max_frame, CHUNK):
-                piece = head + _frame(_DATA, _END_STREAM, number, body)
-                self._out = _Out(number + 2, spent + size, end + len(piece), (*pieces, piece), waiting)
+            if size <= min(window - spent, call_window, max_frame, CHUNK):
+                data = _FRAME.pack(size >> 8, size & 255, _DATA, _END_STREAM, number)
+                piece = b"".join((head, block, data, body))
+                self._out = (number + 2, spent + size, end + len(piece), (*pieces, piece), waiting)
             else:
                 waiting = {**waiting, number: (memoryview(body), 0)}
-                self._out = _Out(number + 2, spent, end + len(head), (*pieces, head), waiting)
+                self._out = (number + 2, spent, end + len(head) + len(block), (*pieces, head + block), waiting)
                 self._push()
             self._flush()
 
     def cancel(self, call: Call) -> None:
         """Gives a call up, unless it has ended; its `ended` is not called any more."""
-        with self._interrupts, self._sending:
+        with self._sending:
             if self._reset(call, CANCEL):
                 self._flush()
 
     def cancel_all(self) -> None:
         """Gives all calls up. Whoever reads is woken by the other end's word."""
-        with self._interrupts, self._sending:
+        with self._sending:
             if not self._calls:
                 return
             for call in list(self._calls.values()):
@@ -148,11 +154,11 @@ class Connection:
             self._flush()
 
     def read(self) -> None:
-        """Waits for something, and deals with it. Within the shield of `interrupts`, which is open while it waits."""
+        """Waits for something, and deals with it."""
         try:
             missing = self._deal()
             if missing and not self._went_on():
-                self._note(self._in.chunks, self._socket.recv, max(missing, READ_BYTES))
+                self._note(self._in[1], self._socket.recv, max(missing, READ_BYTES))
                 self._deal()
         except (Http2Error, HpackError, struct.error):
             self._gone()
@@ -170,7 +176,7 @@ class Connection:
 
     def _put(self, piece: bytes) -> None:
         number, spent, end, pieces, waiting = self._out
-        self._out = _Out(number, spent, end + len(piece), (*pieces, piece), waiting)
+        self._out = (number, spent, end + len(piece), (*pieces, piece), waiting)
 
     def _flush(self) -> None:
         number, spent, end, pieces, waiting = self._out
@@ -181,12 +187,13 @@ class Connection:
                 left = memoryview(piece)[sent - start :] if sent > start else piece
                 self._note(self._sent, self._socket.send, left)
             start = stop
-        self._out = _Out(number, spent, end, (), waiting)
+        self._out = (number, spent, end, (), waiting)
         self._sent[:] = (end,)
 
     def _went_on(self) -> bool:
         """Sends what was broken off, or has got a window by now; returns whether there was any."""
-        if not self._out.pieces and not self._out.waiting:
+        _, _, _, pieces, waiting = self._out
+        if not pieces and not waiting:
             return False
         with self._sending:
             before = sum(self._sent)
@@ -199,19 +206,19 @@ class Connection:
         more = True
         while more:
             more = False
-            for number in self._out.waiting:
-                _, spent, end, pieces, waiting = self._out
+            for number in self._out[-1]:
+                following, spent, end, pieces, waiting = self._out
                 rest, gone = waiting[number]
-                state = self._in
-                window = state.call_window + sum(self._calls[number].grants.values()) - gone
-                size = min(len(rest), state.window - spent, window, state.max_frame, CHUNK)
+                _, _, window, call_window, max_frame, _ = self._in
+                own = call_window + sum(self._calls[number].grants.values()) - gone
+                size = min(len(rest), window - spent, own, max_frame, CHUNK)
                 if size <= 0:
                     continue
                 piece = _frame(_DATA, _END_STREAM if size == len(rest) else 0, number, rest[:size])
                 waiting = {**waiting, number: (rest[size:], gone + size)}
                 if size == len(rest):
                     del waiting[number]
-                self._out = _Out(self._out.number, spent + size, end + len(piece), (*pieces, piece), waiting)
+                self._out = (following, spent + size, end + len(piece), (*pieces, piece), waiting)
                 more = True
             self._flush()
 
@@ -222,7 +229,7 @@ class Connection:
             return False
         piece = _frame(_RST_STREAM, 0, call.number, _NUMBER.pack(error))
         waiting = {other: rest for other, rest in waiting.items() if other != call.number}
-        self._out = _Out(number, spent, end + len(piece), (*pieces, piece), waiting)
+        self._out = (number, spent, end + len(piece), (*pieces, piece), waiting)
         self._calls.pop(call.number, None)
         return True
 
@@ -278,13 +285,13 @@ class Connection:
             here = stop
         if not here:
             if len(chunks) > 1:
-                self._in = _In(at, [data], window, call_window, max_frame, unreturned)
+                self._in = (at, [data], window, call_window, max_frame, unreturned)
             return missing
         if unreturned >= CONNECTION_WINDOW // 2:
             self._tell(_frame(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(unreturned)))
             unreturned = 0
         rest = [data[here:]] if here < most else []
-        self._in = _In(at + here, rest, window, call_window, max_frame, unreturned)
+        self._in = (at + here, rest, window, call_window, max_frame, unreturned)
         return 0
 
     def _on_headers(self, number: int, flags: int, payload: bytes) -> None:
@@ -312,7 +319,7 @@ class Connection:
         call.error = error
         call.ended(call)
         # Last, so that the end is still expected when this has to be done again.
-        if call.number in self._out.waiting:
+        if call.number in self._out[-1]:
             with self._sending:
                 self._reset(call, NO_ERROR)  # answered before all was asked: the rest is not wanted (section 8.1)
                 self._flush()
