@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2, as a client of two methods: a channel on a connected socket, and the calls on it.
+"""gRPC over HTTP/2, as the client of a stream: a channel on a connected socket, and the calls on it.
 
 The wire is that of the gRPC project ("gRPC over HTTP2"). Why not its own client: docs/decisions/0018.
 """
@@ -35,14 +35,10 @@ class Call:
         self._details = ""
         self.stream: Stream | None = None
 
-    def send(self, message: bytes, *, last: bool = False) -> None:
-        """Sends a message; `last` when none follows."""
+    def send(self, message: bytes) -> None:
+        """Sends a message."""
         prefix = PREFIX.pack(0, len(message))
-        self._channel.send(self, (prefix + message,) if len(message) < CHUNK else (prefix, message), last)
-
-    def cancel(self) -> None:
-        """Ends the call, and tells nobody here of it."""
-        self._channel.cancel(self)
+        self._channel.send(self, (prefix + message,) if len(message) < CHUNK else (prefix, message))
 
     def headers(self, headers: list[Header]) -> None:
         """See `agent_http2.StreamOwner`."""
@@ -91,7 +87,6 @@ class Channel:
         self._socket = connected
         self._on_broken = on_broken
         self._connection = Connection()
-        self._headers: dict[str, bytes] = {}  # of a request, by its path
         self._buffer = memoryview(bytearray(READ_BYTES))  # made once: a large one costs more than what it is for
         self._unsent: bytes | bytearray = b""
         self._writing = False
@@ -107,22 +102,13 @@ class Channel:
     def call(self, path: str, on_message: OnMessage, on_end: OnEnd) -> Call:
         """Begins a call of a method, `/package.Service/Method`."""
         call = Call(self, on_message, on_end)
-        if (headers := self._headers.get(path)) is None:
-            headers = self._headers[path] = request_headers(path)
-        call.stream = self._connection.request(headers, call)
+        call.stream = self._connection.request(request_headers(path), call)
         return call
 
-    def send(self, call: Call, pieces: Sequence[bytes], last: bool) -> None:
+    def send(self, call: Call, pieces: Sequence[bytes]) -> None:
         """For calls of this channel."""
         if call.stream is not None:
-            self._connection.send(call.stream, *pieces, last=last)
-            self._flush()
-
-    def cancel(self, call: Call) -> None:
-        """For calls of this channel."""
-        if call.stream is not None:
-            self._connection.reset(call.stream)
-            call.stream = None
+            self._connection.send(call.stream, *pieces)
             self._flush()
 
     def _read(self) -> None:

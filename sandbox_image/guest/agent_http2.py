@@ -111,12 +111,6 @@ class Connection:
             self._sending.append(stream)
         stream.pending.extend(memoryview(piece) for piece in pieces)
 
-    def reset(self, stream: Stream, error: int = CANCEL) -> None:
-        """Ends a stream at once; its owner is told nothing more."""
-        if self._streams.pop(stream.number, None) is not None:
-            self._forget_pending(stream)
-            self._put(_RST_STREAM, 0, stream.number, _NUMBER.pack(error))
-
     def take(self) -> bytes | bytearray:
         """What to send next, at most a little more than CHUNK; empty when there is nothing, or no room."""
         if not self._control and not self._sending:

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.errors import InvalidInput, LossCause, SandboxLost
+from orchestrator.errors import InvalidInput
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import asks, pace, wire_out
 from orchestrator.sandbox.engine import ContainerExit
