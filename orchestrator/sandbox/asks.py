@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from orchestrator.sandbox.waits import Waits
 from orchestrator.values import Answered, Slot
 
 MAX_ASKS_IN_FLIGHT = 64  # the guest keeps to this many too
@@ -15,13 +16,6 @@ MAX_BYTES_IN_FLIGHT = 128 * 1024 * 1024  # of questions; two messages of the lar
 # closes its sandbox first. With this much of both together, the next call is read when some of it is done.
 _MAX_ASKS_HELD = 4 * MAX_ASKS_IN_FLIGHT
 _MAX_BYTES_HELD = 2 * MAX_BYTES_IN_FLIGHT
-# The host and the guest count a cell's time by clocks of their own, and a busy host adds its delays to each call. Only
-# an answered one counts: what it cost is bounded, and so is how long a hostile guest can put off the host's own limit.
-_ALLOWANCE_S = 1.0
-# The same for the guest's clock, by which the code's own limit is kept: it counts the way there and back, and a busy
-# host's delays, as the code's time. Small, since code that does nothing may go on for as long above its limit, for each
-# of its questions.
-_GUEST_ALLOWANCE_S = 0.02
 
 
 class AskRefused(Exception):
@@ -78,58 +72,19 @@ class AskCall:
 class CellAsks:
     """The calls of one cell, from the first byte of each. All of them end with it, or before, when it is to stop."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
         self._calls = 0
         self._bytes = 0  # of those calls
         self._bytes_held = 0  # those of calls that were given up included
         self._answering: set[asyncio.Task[Any]] = set()  # the calls' own tasks, those that were given up included
         self._waiting: set[asyncio.Task[Any]] = set()
-        self._held_up = 0  # calls that the host answers, or makes wait
-        self._held_up_since: float | None = None
-        self._held_up_s = 0.0  # with at least one of them, however many there were
-        self._answered = 0  # calls, with at least one answer
         self.over = False
         self._changed: asyncio.Event | None = None  # once somebody has waited
 
     @property
     def answering(self) -> bool:
         return len(self._answering) > 0
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether at least one call is being answered, or made to wait."""
-        return self._held_up > 0
-
-    @property
-    def held_up_s(self) -> float:
-        """For how long it was so until now, in all."""
-        now_s = self._loop.time() - self._held_up_since if self._held_up_since is not None else 0.0
-        return self._held_up_s + now_s
-
-    @property
-    def excused_s(self) -> float:
-        """How much of the cell's time, as the host counts it, is not the code's: all waiting for the host."""
-        return self.held_up_s + self._answered * _ALLOWANCE_S
-
-    @property
-    def guest_excused_s(self) -> float:
-        """How much of it, as the guest counts it, is not the code's."""
-        return self.held_up_s + self._answered * _GUEST_ALLOWANCE_S
-
-    def hold_up_for(self, seconds: float) -> None:
-        """Nothing of the guest is read for so long, which may be a question that waits."""
-        self._hold_up()
-        self._loop.call_later(seconds, self._go_on)
-
-    @contextmanager
-    def held_up(self) -> Iterator[None]:
-        """For a part of a call in which the host makes it wait. What many wait at a time counts once."""
-        self._hold_up()
-        try:
-            yield
-        finally:
-            self._go_on()
 
     def call(self) -> AskCall:
         """A call begins. Raises `AskCancelled`, `TooManyAsks`."""
@@ -173,7 +128,7 @@ class CellAsks:
         """
         handler = asyncio.current_task()
         assert handler is not None
-        self._hold_up()
+        self._waits.begin_answer()
         self._bytes_held += size
         self._answering.add(handler)
         self._tell()
@@ -187,11 +142,11 @@ class CellAsks:
         finally:
             self._bytes_held -= size
             self._answering.discard(handler)
-            self._go_on()
+            self._waits.end_answer()
             self._tell()
         for slot in slots:
             if isinstance(slot, Answered):
-                self._answered += 1
+                self._waits.answered()
                 break
         return slots
 
@@ -217,14 +172,3 @@ class CellAsks:
             self._changed = asyncio.Event()
         self._changed.clear()
         await self._changed.wait()
-
-    def _hold_up(self) -> None:
-        if not self._held_up:
-            self._held_up_since = self._loop.time()
-        self._held_up += 1
-
-    def _go_on(self) -> None:
-        self._held_up -= 1
-        if not self._held_up and self._held_up_since is not None:
-            self._held_up_s += self._loop.time() - self._held_up_since
-            self._held_up_since = None

@@ -12,6 +12,7 @@ from orchestrator.errors import InvalidInput
 from orchestrator.sandbox.alarm import Alarm
 from orchestrator.sandbox.asks import AskCall, AskCancelled, AskRefused, CellAsks
 from orchestrator.sandbox.output import OutputFold
+from orchestrator.sandbox.waits import Waits
 from orchestrator.sandbox.wire import CellEnded, Output
 from orchestrator.seams import Answer, OutputSink
 from orchestrator.values import Batch, Captured, CellResult, OutputStream, Slot
@@ -49,8 +50,10 @@ class RunningCell:
         tail_bytes: int,
         on_output: OutputSink | None,
         answer: Answer | None,
+        limit_s: float,
         alarm: Alarm,
     ) -> None:
+        """`limit_s`: of running time, which the guest keeps. What code can bring about is excused for as long again."""
         self.number = number
         self._answer = answer
         self._caps = head_bytes, tail_bytes
@@ -60,7 +63,8 @@ class RunningCell:
         self._result: asyncio.Future[CellResult] = self._loop.create_future()
         self._started = self._loop.time()
         self._alarm = alarm
-        self.asks = CellAsks()
+        self.waits = Waits(limit_s)
+        self.asks = CellAsks(self.waits)
 
     def wrote(self, output: Output) -> None:
         """Raises `OutputOverrun`."""
@@ -80,8 +84,13 @@ class RunningCell:
             stdout = self._captured(OutputStream.STDOUT, message.stdout_bytes)
             stderr = self._captured(OutputStream.STDERR, message.stderr_bytes)
             # A guest that says otherwise would spoil every sum of running times.
-            seconds = min(message.seconds, self._loop.time() - self._started) - self.asks.held_up_s
+            seconds = min(message.seconds, self._loop.time() - self._started) - self.waits.waited_s
             self._result.set_result(message.result(stdout, stderr, max(0.0, seconds)))
+
+    def paused_for(self, seconds: float) -> None:
+        """Nothing of the guest is read for so long, which may be a question that waits."""
+        self.waits.begin_pause()
+        self._loop.call_later(seconds, self.waits.end_pause)
 
     async def ask(self, call: AskCall, batch: Batch, size: int) -> Sequence[Slot]:
         """The answer to a question of `size` bytes. Raises `AskRefused`."""
@@ -148,4 +157,4 @@ class RunningCell:
         return self._fold(stream).finish(total_bytes)
 
     def _running_s(self) -> float:
-        return self._loop.time() - self._started - self.asks.excused_s
+        return self._loop.time() - self._started - self.waits.excused_s

@@ -188,7 +188,7 @@ class GuestServer:
 
     async def _within_pace(self, cell: RunningCell) -> None:
         while (wait_s := self._session.pace.wait_s()) > 0:
-            with cell.asks.held_up():
+            with cell.waits.paused():
                 await asyncio.sleep(wait_s)
 
     async def _answer(

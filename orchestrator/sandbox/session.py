@@ -177,7 +177,7 @@ class GuestSession:
         limit = limits.cell_timeout_s if time_limit_s is None else time_limit_s
         self._cells += 1
         caps = limits.output_head_bytes, limits.output_tail_bytes
-        cell = RunningCell(self._cells, *caps, on_output, self._answer, self._alarm)
+        cell = RunningCell(self._cells, *caps, on_output, self._answer, limit, self._alarm)
         self._cell = cell
         self._send(wire_out.run_message(cell.number, code, limit, limits.cell_grace_s))
         try:
@@ -271,7 +271,7 @@ class GuestSession:
     def reads_later(self, seconds: float) -> None:
         """A connection of the guest is not read for so long."""
         if self._cell is not None:
-            self._cell.asks.hold_up_for(seconds)
+            self._cell.paused_for(seconds)
 
     def received(self, data: bytes) -> None:
         """Takes a message as it came; one that breaks the protocol ends the sandbox."""
@@ -339,7 +339,7 @@ class GuestSession:
     def _tell_time(self, cell: RunningCell) -> None:
         if self._outlet is not None and self._outlet.unsent > _MAX_UNSENT:
             raise wire.ProtocolViolation("a flood of time checks, whose answers are not read")
-        self._send(wire_out.waited_message(cell.number, cell.asks.guest_excused_s, cell.asks.is_held_up))
+        self._send(wire_out.waited_message(cell.number, cell.waits.guest_excused_s, cell.waits.now))
 
     def _current_cell(self, number: int) -> RunningCell:
         if self._cell is None or self._cell.number != number:

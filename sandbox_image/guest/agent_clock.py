@@ -74,8 +74,7 @@ class CellClock:
         # The first look has nothing to compare with but the worker's own time, which is known from the start.
         everyone_s = self._times.everyone()
         busy_s = self._times.worker() - self._worker_s if self._everyone_s is None else everyone_s - self._everyone_s
-        # Processors may be many: no more than the time that has passed is counted.
-        self._used_s += max(passed_s - (waited_s - self._waited_s), min(busy_s, passed_s), 0.0)
+        self._used_s += max(passed_s - (waited_s - self._waited_s), busy_s, 0.0)
         self._everyone_s, self._looked_at, self._waited_s = everyone_s, now, waited_s
         left_s = self._limit_s - self._used_s
         if left_s <= 0:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from worker_calls import HEADERS, Question, Refused, Reply, body_of, reply_of, size_of
+from worker_calls import HEADERS, Question, Refused, Reply, body_of, reply_of
 from worker_http2 import Call, Connection
 from worker_interrupts import Interrupts
 from worker_readers import BackgroundReader, Readers, Waiter
@@ -22,7 +22,7 @@ ENDED = Refused("ended", "the cell that asked has ended, or was interrupted")
 class Ask:
     """One batch of questions. `on_reply` is called from any thread and must not block; only its first call counts."""
 
-    __slots__ = ("awaited", "call", "max_concurrent", "on_reply", "questions", "recursive", "size", "stop_at_failure")
+    __slots__ = ("asked", "awaited", "body", "call", "on_reply")
 
     def __init__(
         self,
@@ -35,14 +35,11 @@ class Ask:
         awaited: bool = False,
     ) -> None:
         """`awaited`: no thread waits for the reply, so one has to read in its place."""
-        self.questions = questions
-        self.max_concurrent = max_concurrent
+        self.asked = len(questions)
+        self.body = body_of(questions, max_concurrent, stop_at_failure, recursive)
         self.on_reply = on_reply
-        self.stop_at_failure = stop_at_failure
-        self.recursive = recursive
         self.awaited = awaited
-        self.size = size_of(questions)
-        self.call: Call | None = None  # once it has been sent
+        self.call: Call | None = None  # once it is to be sent
 
 
 class Asks:
@@ -83,8 +80,11 @@ class Asks:
         """Sends the questions, now or when others have been answered; outside of a cell they are refused.
 
         Raises:
-            RuntimeError: the ask is awaited, and no thread can be started to read.
+            RuntimeError: the ask is awaited, and no thread can be started to read; or it is asked by code that has
+                broken into another ask of this very thread, such as a signal handler.
         """
+        if self._connection.is_sending_here:
+            raise RuntimeError("a signal handler or finalizer cannot ask while its thread sends a question")
         with self._interrupts:
             with self._lock:
                 if not self._open:
@@ -105,32 +105,31 @@ class Asks:
 
     def cancel(self, ask: Ask) -> None:
         """Nobody waits for this any more: the host is told, so that nobody pays for it."""
+        if self._connection.is_sending_here:
+            return  # see `start`
         with self._interrupts:
             with self._lock:
                 if ask in self._waiting:
                     self._waiting.remove(ask)
-                    return
-                if not self._take(ask):
-                    return
-            if ask.call is not None:
+                was_sent = self._take(ask)
+            if was_sent and ask.call is not None:
                 self._connection.cancel(ask.call)
             self._send_what_fits()
 
     def _ended(self, ask: Ask, call: Call) -> None:
         """The host has answered, on the thread that reads. One that was broken off may come again."""
-        if ask not in self._in_flight:
-            return
-        ask.on_reply(reply_of(call, len(ask.questions)))
-        # Last, so that the reply is still expected when this has to be done again.
-        with self._lock:
-            self._take(ask)
+        if ask in self._in_flight:
+            ask.on_reply(reply_of(call, ask.asked))
+            # Last, so that the reply is still expected when this has to be done again.
+            with self._lock:
+                self._take(ask)
         self._send_what_fits()
 
     def _take(self, ask: Ask) -> bool:
         if ask not in self._in_flight:
             return False
         self._in_flight.remove(ask)
-        self._bytes -= ask.size
+        self._bytes -= len(ask.body)
         return True
 
     def _send_what_fits(self) -> None:
@@ -139,14 +138,21 @@ class Asks:
                 if not self._waiting:
                     return
                 ask = self._waiting[0]
-                full = len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes + ask.size > MAX_BYTES_IN_FLIGHT
+                full = len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes + len(ask.body) > MAX_BYTES_IN_FLIGHT
                 if full and self._in_flight:
                     return
                 self._waiting.popleft()
                 self._in_flight.add(ask)
-                self._bytes += ask.size
-            body = body_of(ask.questions, ask.max_concurrent, ask.stop_at_failure, ask.recursive)
-            ask.call = Call(lambda call, ask=ask: self._ended(ask, call))  # type: ignore[misc]
-            self._connection.start(ask.call, HEADERS, body)
+                self._bytes += len(ask.body)
+            call = ask.call = Call(lambda call, ask=ask: self._ended(ask, call))  # type: ignore[misc]
+            try:
+                self._connection.start(call, HEADERS, ask.body)
+            except BaseException:
+                # A signal handler has raised in whoever sends, and it may be another thread's ask.
+                if not self._connection.has(call):
+                    with self._lock:
+                        if self._take(ask):
+                            self._waiting.appendleft(ask)
+                raise
             if ask not in self._in_flight:  # its cell has ended meanwhile
-                self._connection.cancel(ask.call)
+                self._connection.cancel(call)

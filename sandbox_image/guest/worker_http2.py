@@ -99,7 +99,7 @@ class Connection:
         self._socket = connected
         self._interrupts = interrupts
         self._gone = gone
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()  # taken once only; it knows who has it
         self._calls: dict[int, Call] = {}
         self._decoder = Decoder(0)
         settings = {
@@ -117,6 +117,15 @@ class Connection:
         self._out: _Out = (1, 0, len(greeting), (greeting,), {})
         self._in: _In = (0, [], _DEFAULT_WINDOW, _DEFAULT_WINDOW, _DEFAULT_MAX_FRAME, 0)
         os.register_at_fork(after_in_child=connected.close)
+
+    @property
+    def is_sending_here(self) -> bool:
+        """Whether this thread is sending, so that what asks now has broken into it."""
+        return self._sending._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    def has(self, call: Call) -> bool:
+        """Whether a call was started, and has not ended."""
+        return call.number < self._out[0] and self._calls.get(call.number) is call
 
     def start(self, call: Call, block: bytes, body: bytes) -> None:
         """Sends a request, of this header block and at least one byte, as fast as the other end takes it."""
@@ -146,8 +155,6 @@ class Connection:
     def cancel_all(self) -> None:
         """Gives all calls up. Whoever reads is woken by the other end's word."""
         with self._sending:
-            if not self._calls:
-                return
             for call in list(self._calls.values()):
                 self._reset(call, CANCEL)
             self._put(_frame(_SETTINGS, 0, 0, b""))  # which has to be acknowledged (section 6.5.3)
@@ -222,12 +229,13 @@ class Connection:
                 more = True
             self._flush()
 
-    def _reset(self, call: Call, error: int) -> bool:
-        number, spent, end, pieces, waiting = self._out
+    def _reset(self, call: Call, error: int | None) -> bool:
+        """Sends no more of a call and forgets it; without an error, the other end has done the same."""
         # One that was broken off before it was put out has a number that nobody has heard of, or another call's.
-        if call.number >= number or self._calls.get(call.number) is not call:
+        if not self.has(call):
             return False
-        piece = _frame(_RST_STREAM, 0, call.number, _NUMBER.pack(error))
+        number, spent, end, pieces, waiting = self._out
+        piece = b"" if error is None else _frame(_RST_STREAM, 0, call.number, _NUMBER.pack(error))
         waiting = {other: rest for other, rest in waiting.items() if other != call.number}
         self._out = (number, spent, end + len(piece), (*pieces, piece), waiting)
         self._calls.pop(call.number, None)
@@ -321,7 +329,8 @@ class Connection:
         # Last, so that the end is still expected when this has to be done again.
         if call.number in self._out[-1]:
             with self._sending:
-                self._reset(call, NO_ERROR)  # answered before all was asked: the rest is not wanted (section 8.1)
+                # Answered before all was asked: the rest is not wanted (section 8.1). A reset has no answer (5.4.2).
+                self._reset(call, NO_ERROR if error is None else None)
                 self._flush()
         self._calls.pop(call.number, None)
 

@@ -135,6 +135,41 @@ async def test_a_program_that_spins_beside_a_question_is_no_waiting(host: GuestH
     assert (await host.run(code, time_limit_s=0.3)).status == "TIMED_OUT"
 
 
+async def test_a_cell_that_is_interrupted_while_its_pool_waits_for_answers_ends_and_keeps_its_state(
+    host: GuestHost,
+) -> None:
+    all_here = asyncio.Event()
+
+    async def wait(request: pb.AskRequest) -> pb.AskResponse:
+        if len(host.asked) == 5:
+            all_here.set()
+        return await never(request)
+
+    host.answer = wait
+    await host.run("kept = 1")
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(5) as pool:\n    list(pool.map(llm_query, 'abcdefghij'))"
+    )
+    host.start(code, grace_s=60)
+    await all_here.wait()  # else the interrupt could come before there is a thread to join
+    host.interrupt()
+    assert (await host.end()).status == "INTERRUPTED"
+    assert (await host.run("kept")).stdout == "1\n"
+
+
+async def test_a_cell_at_its_limit_whose_threads_wait_for_answers_ends_and_keeps_its_state(host: GuestHost) -> None:
+    host.answer = never
+    await host.run("kept = 1")
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor as T\n"
+        "with T(5) as pool:\n    waiting = [pool.submit(llm_query, p) for p in 'abcdefghij']\n    while True: pass"
+    )
+    # The pool joins its threads before it lets the interrupt pass: their questions have to end, and before the kill.
+    assert (await host.run(code, time_limit_s=0.3, grace_s=60)).status == "TIMED_OUT"
+    assert (await host.run("kept")).stdout == "1\n"
+
+
 @pytest.mark.parametrize(
     "code",
     [

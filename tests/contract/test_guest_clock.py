@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.errors import LossCause, SandboxLost
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from orchestrator.sandbox import asks, pace, wire
+from orchestrator.sandbox import asks, guest_connection, pace, waits, wire
 from orchestrator.sandbox.alarm import Alarm
 from orchestrator.sandbox.cell import RunningCell
 from orchestrator.values import Answered, Batch, CellStatus, Failed, FailureReason, Question, Slot
@@ -44,7 +44,7 @@ async def checked(guest: ScriptedGuest, cell: pb.RunCell) -> tuple[float, bool]:
 async def test_a_time_check_is_told_what_the_cell_has_waited(
     slots: Sequence[Slot], allowed_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asks, "_GUEST_ALLOWANCE_S", 0.25)
+    monkeypatch.setattr(waits, "_GUEST_ALLOWANCE_S", 0.25)
     clock = Clock()
     asked: asyncio.Queue[asyncio.Future[Sequence[Slot]]] = asyncio.Queue()
     told: list[tuple[float, bool]] = []
@@ -55,7 +55,8 @@ async def test_a_time_check_is_told_what_the_cell_has_waited(
         return await future
 
     async def check(guest: ScriptedGuest, cell: pb.RunCell) -> None:
-        monkeypatch.setattr(talk.session.askable().asks, "_loop", clock)
+        monkeypatch.setattr(talk.session.askable(), "waits", waits.Waits(60, clock.time))
+        monkeypatch.setattr(talk.session.askable().asks, "_waits", talk.session.askable().waits)
         clock.now = 3.0
         told.append(await checked(guest, cell))
         calls = [asyncio.ensure_future(code_of(guest.stub.Ask(ONE))) for _ in range(2)]
@@ -79,15 +80,15 @@ async def test_a_results_seconds_leave_out_all_waiting_and_nothing_else(
     told_s: float, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    cell = RunningCell(1, 16, 8, None, upper, Alarm())
+    cell = RunningCell(1, 16, 8, None, upper, 60, Alarm())
     monkeypatch.setattr(cell, "_loop", clock)
-    monkeypatch.setattr(cell.asks, "_loop", clock)
+    monkeypatch.setattr(cell, "waits", waits.Waits(60, clock.time))
     monkeypatch.setattr(cell, "_started", clock.now)
-    with cell.asks.held_up(), cell.asks.call() as call:
+    with cell.waits.paused(), cell.asks.call() as call:
         await cell.ask(call, Batch((Question("?"),), 1), 0)
         clock.now = 4.0
     clock.now = 6.0
-    with cell.asks.held_up():
+    with cell.waits.paused():
         clock.now = 7.0
         message = wire.parse_message(ended(1, seconds=told_s))
         assert isinstance(message, wire.CellEnded)
@@ -165,18 +166,52 @@ async def test_a_flood_of_time_checks_whose_answers_are_not_read_ends_the_sandbo
         assert caught.value.cause is LossCause.PROTOCOL
 
 
-async def test_while_nothing_of_a_guest_is_read_its_cell_waits() -> None:
+async def test_while_nothing_of_a_guest_is_read_its_cell_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the code asks meanwhile is not known yet."""
+    monkeypatch.setattr(guest_connection, "_LONGEST_PAUSE_S", 0.05)
     async with raw_conversation(upper) as (session, guest, _):
         running = asyncio.create_task(session.run("1", None, None))
         call = guest.open("Teapot", end=True)
         await guest.flush()
         await guest.until(call)
-        waits = session.askable().asks
-        assert waits.held_up_s == 0
-        session.pace.charge(pace._BURST_S + 1.0)
+        cell = session.askable()
+        assert cell.waits.waited_s == 0
+        read_again = asyncio.Event()
+        end_pause = cell.waits.end_pause
+
+        def ended_pause() -> None:
+            end_pause()
+            read_again.set()
+
+        monkeypatch.setattr(cell.waits, "end_pause", ended_pause)
+        session.pace.charge(pace._BURST_S + 0.01)
         call = guest.open("Teapot", end=True)
         await guest.flush()
         await guest.until(call)
-        assert waits.held_up_s > 0
+        assert cell.waits.now
+        assert cell.waits.waited_s > 0
+        await read_again.wait()
+        assert not cell.waits.now
         running.cancel()
+
+
+async def test_a_guest_that_stays_above_its_pace_does_not_stop_its_cells_clock_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code may dial the socket too, and send what means nothing while the cell does nothing."""
+    clock = Clock()
+    told: list[float] = []
+
+    async def check(guest: ScriptedGuest, cell: pb.RunCell) -> None:
+        running = talk.session.askable()
+        monkeypatch.setattr(running.waits, "_clock", clock.time)
+        monkeypatch.setattr(running.waits, "_since", clock.now)
+        running.waits.begin_pause()
+        clock.now = 3600
+        told.append((await checked(guest, cell))[0])
+        told.append(running.waits.excused_s)
+        await guest.send(ended(cell.cell))
+
+    async with conversation(check, answer=upper) as talk:
+        await talk.session.run("", None, 2.0)
+    assert told == [2.0, 2.0]

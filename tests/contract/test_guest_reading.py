@@ -13,6 +13,7 @@ from orchestrator.errors import LossCause
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
 from orchestrator.sandbox import pace
 from orchestrator.sandbox.asks import CellAsks
+from orchestrator.sandbox.waits import Waits
 from orchestrator.values import Answered, Batch, CellStatus, Failed, FailureReason, Slot
 from tests.contract.test_guest_bounds import ONE, raw_conversation
 from tests.contract.test_sandbox_session import upper
@@ -75,16 +76,17 @@ async def test_a_question_that_the_host_is_slow_to_read_is_not_late(monkeypatch:
 
 
 async def test_what_many_calls_wait_at_a_time_puts_off_a_cells_limit_once() -> None:
-    asks = CellAsks()
+    waits = Waits(60)
+    asks = CellAsks(waits)
     began = time.monotonic()
-    with asks.held_up(), asks.held_up(), asks.held_up():
+    with waits.paused(), waits.paused(), waits.paused():
         await asyncio.sleep(0.05)
         with asks.call() as call:
             assert await asks.answer(upper(Batch((), 1)), call, 0) == []
-        assert 0.05 <= asks.excused_s <= time.monotonic() - began
-    before = asks.excused_s
+        assert 0.05 <= waits.excused_s <= time.monotonic() - began
+    before = waits.excused_s
     await asyncio.sleep(0.02)
-    assert asks.excused_s == before
+    assert waits.excused_s == before
 
 
 async def test_calls_above_the_pace_put_off_a_cells_limit_by_no_more_than_they_wait() -> None:
@@ -107,7 +109,7 @@ async def test_calls_above_the_pace_put_off_a_cells_limit_by_no_more_than_they_w
         go_on.set()
         for call in calls:
             await guest.until(call)
-        assert cell.asks.excused_s <= time.monotonic() - began
+        assert cell.waits.excused_s <= time.monotonic() - began
         running.cancel()
 
 

@@ -11,7 +11,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.unit.asks_server import Asked, AsksServer, GivenUp
+from tests.unit.asks_server import (
+    CONNECTION_WINDOW,
+    MAX_FRAME,
+    RESOURCE_EXHAUSTED,
+    STREAM_WINDOW,
+    Asked,
+    AsksServer,
+    GivenUp,
+)
 from tests.unit.guest_modules import guest_messages, worker_calls, worker_http2
 
 LARGE = "é" * 100_000  # more than a window, and more than a frame
@@ -45,11 +53,11 @@ def gone() -> NoReturn:
 class Ends:
     """A connection and its other end, both in this thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stream_window: int = STREAM_WINDOW, max_frame: int = MAX_FRAME) -> None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.server = AsksServer(theirs)
+        self.server = AsksServer(theirs, stream_window=stream_window, max_frame=max_frame)
         self.socket = ours
         interrupts: Any = NoInterrupts()
         self.connection = worker_http2.Connection(ours, interrupts, gone)
@@ -58,6 +66,12 @@ class Ends:
     def close(self) -> None:
         self.server.close()
         self.socket.close()
+
+    def settle(self) -> None:
+        """Until each end knows the other's settings."""
+        while not self.server.settled:
+            self.connection.read()
+            self.serve()
 
     def call(self) -> Any:
         return worker_http2.Call(lambda call: self.replies.append(worker_calls.reply_of(call, 1)))
@@ -100,6 +114,11 @@ def ends() -> Iterator[Ends]:
 
 def answered(text: str) -> Any:
     return worker_calls.Answered([("", text)])
+
+
+def goaway(last: int) -> bytes:
+    """A frame that says that no call after this one is looked at."""
+    return b"\0\0\x08\x07\0\0\0\0\0" + last.to_bytes(4, "big") + bytes(4)
 
 
 def broken_at(count: int, do: Callable[[], object]) -> bool:
@@ -179,12 +198,166 @@ def test_when_all_are_given_up_whoever_reads_hears_of_it(ends: Ends) -> None:
         ends.start(call, "q")
     ends.connection.cancel_all()
     assert ends.serve() == [call.number for call in calls]
-    ends.connection.read()
-    ends.connection.cancel_all()
-    ends.serve()
     ends.socket.setblocking(False)
+    ends.connection.read()
     with pytest.raises(BlockingIOError):
         ends.connection.read()
+    ends.connection.cancel_all()  # also of those that another thread was just about to send
+    ends.serve()
+    ends.connection.read()
+
+
+def test_one_that_is_refused_half_sent_sends_no_more(ends: Ends) -> None:
+    ends.server.hold()
+    call = ends.call()
+    ends.start(call, LARGE)
+    ends.serve()
+    sent = list(ends.server.frames[call.number])
+    ends.server.refuse(call.number, RESOURCE_EXHAUSTED, "full")
+    ends.server.release()  # so that there is room for the rest, which nobody wants
+    ends.finish(call)
+    assert ends.replies.pop() == worker_calls.Refused("invalid", "full")
+    ends.ask("next")
+    assert ends.replies == [answered("next")]
+    assert ends.server.left_off == [call.number]  # that it is no failure is said too (RFC 9113, section 8.1)
+    assert ends.server.frames[call.number] == sent
+
+
+def test_one_that_is_reset_half_sent_sends_no_more_and_no_reset_of_its_own(ends: Ends) -> None:
+    ends.ask("first")
+    ends.server.hold()
+    call = ends.call()
+    ends.start(call, LARGE)
+    ends.serve()
+    ends.server.send_bytes(b"\0\0\4\3\0" + call.number.to_bytes(4) + bytes([0, 0, 0, 8]))
+    sent = list(ends.connection._sent)
+    ends.finish(call)
+    assert ends.replies == [answered("first"), worker_calls.Refused("ended", "the call was reset")]
+    assert ends.connection._sent == sent
+    ends.server.release()
+    ends.ask("next")
+    assert ends.replies[-1] == answered("next")
+
+
+def test_a_refusal_of_one_half_sent_that_is_broken_off_anywhere_is_gone_on_with() -> None:
+    count = 0
+    broken = True
+    while broken:
+        count += 1
+        ends = Ends()
+        ends.server.hold()
+        call = ends.call()
+        ends.start(call, LARGE)
+        ends.serve()
+        ends.server.refuse(call.number, RESOURCE_EXHAUSTED, "full")
+        ends.server.release()
+        broken = broken_at(count, lambda ends=ends, call=call: ends.finish(call))  # type: ignore[misc]
+        ends.ask(LARGE)
+        assert ends.replies.pop() == answered(LARGE), count
+        assert set(map(repr, ends.replies)) == {repr(worker_calls.Refused("invalid", "full"))}, count
+        assert ends.server.left_off == [call.number], count
+        ends.close()
+    assert count > 50
+
+
+# The other end of these breaks the connection off, with an error here, when more comes than it has allowed.
+
+
+@pytest.mark.parametrize("window", [1, 1000, 100_000])
+def test_a_question_keeps_to_a_window_of_any_size(window: int) -> None:
+    ends = Ends(stream_window=window)
+    ends.settle()
+    for prompt in ("x" * 2000, LARGE[: 100 * window]):
+        ends.ask(prompt)
+        assert ends.replies.pop() == answered(prompt)
+    ends.server.hold()
+    call = ends.call()
+    ends.start(call, LARGE)
+    ends.serve()
+    assert sum(ends.server.frames[call.number]) == window
+    ends.close()
+
+
+def test_a_window_that_grows_lets_a_question_go_on_that_waits_for_it() -> None:
+    ends = Ends(stream_window=1000)
+    ends.settle()
+    ends.server.hold()  # nothing else brings a window
+    call = ends.call()
+    ends.start(call, LARGE)
+    ends.serve()
+    assert ends.server.frames[call.number] == [1000]
+    ends.server.resize(1 << 18)
+    ends.finish(call)
+    assert ends.replies == [answered(LARGE)]
+    ends.close()
+
+
+def test_a_window_that_shrinks_below_what_was_sent_is_waited_for(ends: Ends) -> None:
+    ends.settle()
+    ends.server.hold()
+    call = ends.call()
+    ends.start(call, LARGE)
+    ends.serve()
+    ends.server.resize(1000)
+    ends.settle()
+    assert sum(ends.server.frames[call.number]) == STREAM_WINDOW
+    ends.server.release()
+    ends.finish(call)
+    assert ends.replies == [answered(LARGE)]
+
+
+@pytest.mark.parametrize(("most", "largest"), [(16_384, 16_384), (20_000, 20_000), (1 << 20, worker_http2.CHUNK)])
+def test_frames_are_as_large_as_they_may_be_and_leave_room_for_other_calls(most: int, largest: int) -> None:
+    ends = Ends(stream_window=1 << 20, max_frame=most)
+    ends.settle()
+    for prompt in ("x" * (most + 1), LARGE):
+        call = ends.call()
+        ends.ask(prompt, call)
+        assert ends.replies.pop() == answered(prompt)
+        *whole, rest = ends.server.frames[call.number]
+        assert set(whole) == {largest}
+        assert 0 < rest <= largest
+    ends.close()
+
+
+def test_frames_are_of_the_protocols_own_size_until_the_other_end_has_named_another(ends: Ends) -> None:
+    for prompt in ("x" * 40_000, LARGE):
+        ends.start(ends.call(), prompt)
+    ends.server.receive()
+    assert max(max(sizes) for sizes in ends.server.frames.values()) == 16_384
+
+
+def test_small_questions_keep_to_the_connections_window_too(ends: Ends) -> None:
+    ends.settle()
+    ends.server.hold()
+    prompts = [f"{number:02}" * 30_000 for number in range(30)]  # each alone fits into any window
+    calls = [ends.call() for _ in prompts]
+    for call, prompt in zip(calls, prompts, strict=True):
+        ends.start(call, prompt)
+        ends.serve()  # else the socket would fill up
+    assert sum(sum(sizes) for sizes in ends.server.frames.values()) == CONNECTION_WINDOW
+    ends.server.release()
+    for call in calls:
+        ends.finish(call)
+    assert sorted(map(repr, ends.replies)) == [repr(answered(prompt)) for prompt in prompts]
+
+
+def test_calls_that_the_other_end_will_not_look_at_any_more_have_ended(ends: Ends) -> None:
+    calls = [ends.call() for _ in range(3)]
+    for call in calls:
+        ends.start(call, "q")
+    lost = worker_calls.Refused("ended", "the call was reset")
+    ends.server.send_bytes(goaway(calls[0].number))
+    while len(ends.replies) < 2:
+        ends.connection.read()
+    assert ends.replies == [lost, lost]
+    assert [call.error is None for call in calls] == [True, False, False]
+    ends.server.send_bytes(goaway(0))
+    while len(ends.replies) < 3:
+        ends.connection.read()
+    assert ends.replies == [lost, lost, lost]
+    ends.connection.cancel_all()  # there is nothing left of them
+    assert ends.serve() == []
 
 
 @pytest.mark.parametrize(

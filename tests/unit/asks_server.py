@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import urllib.parse
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 import h2.config
@@ -21,6 +21,8 @@ FAILED_PRECONDITION, INTERNAL, UNAVAILABLE = 9, 13, 14
 
 # As the real host's.
 STREAM_WINDOW, CONNECTION_WINDOW, MAX_FRAME = 65_535, 1 << 20, 64 << 10
+
+_DEFAULT_WINDOW = 65_535  # with which a connection begins, whatever the settings say (RFC 9113, section 6.9.2)
 
 _PREFIX = struct.Struct("!BI")
 _READ_BYTES = 256 << 10
@@ -97,15 +99,21 @@ def _failure(reason: str, text: str) -> pb.Failure:
 class AsksServer:
     """Serves one connection. What comes is in `events` after `receive`; nothing blocks."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(
+        self, connected: socket.socket, *, stream_window: int = STREAM_WINDOW, max_frame: int = MAX_FRAME
+    ) -> None:
         connected.setblocking(False)
         self._socket = connected
         self.events: deque[Asked | GivenUp] = deque()
         self.ended = False  # the worker has hung up
+        self.settled = False  # the worker knows the settings
+        self.frames: defaultdict[int, list[int]] = defaultdict(list)  # by stream: the sizes of what came of its data
+        self.left_off: list[int] = []  # streams that were answered before they had come whole, and end with that
         self._holding = False
         self._held: list[tuple[int, int]] = []  # bytes and streams of what came meanwhile
         self._requests: dict[int, bytearray] = {}
         self._unanswered: set[int] = set()
+        self._answered_early: set[int] = set()
         self._pending: dict[int, memoryview] = {}  # of answers: what no window had room for yet
         self._unsent = bytearray()
         self._mute = False
@@ -113,14 +121,14 @@ class AsksServer:
         self._http.local_settings = h2.settings.Settings(
             client=False,
             initial_values={
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                h2.settings.SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: stream_window,
+                h2.settings.SettingCodes.MAX_FRAME_SIZE: max_frame,
                 h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 256,
             },
         )
-        self._http.max_inbound_frame_size = MAX_FRAME  # which h2 takes from settings that are acknowledged alone
+        self._http.max_inbound_frame_size = max_frame  # which h2 takes from settings that are acknowledged alone
         self._http.initiate_connection()
-        self._http.increment_flow_control_window(CONNECTION_WINDOW - STREAM_WINDOW)
+        self._http.increment_flow_control_window(CONNECTION_WINDOW - _DEFAULT_WINDOW)
         self.flush()
 
     def fileno(self) -> int:
@@ -141,6 +149,12 @@ class AsksServer:
         for size, stream in self._held:
             self._http.acknowledge_received_data(size, stream)
         self._held.clear()
+        self.flush()
+
+    def resize(self, stream_window: int) -> None:
+        """Gives all streams another window, those that are open too."""
+        self.settled = False
+        self._http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: stream_window})
         self.flush()
 
     def mute(self) -> None:
@@ -205,12 +219,15 @@ class AsksServer:
         return self._http.data_to_send()
 
     def refuse(self, stream: int, status: int, message: str) -> None:
-        """Sends a status alone."""
-        if stream in self._unanswered:
-            self._unanswered.discard(stream)
-            trailers = [("grpc-status", str(status)), ("grpc-message", urllib.parse.quote(message, safe=" "))]
-            self._http.send_headers(stream, _RESPONSE + trailers, end_stream=True)
-            self.flush()
+        """Sends a status alone; the call need not have come whole."""
+        if self._requests.pop(stream, None) is not None:
+            self._answered_early.add(stream)
+        elif stream not in self._unanswered:
+            return
+        self._unanswered.discard(stream)
+        trailers = [("grpc-status", str(status)), ("grpc-message", urllib.parse.quote(message, safe=" "))]
+        self._http.send_headers(stream, _RESPONSE + trailers, end_stream=True)
+        self.flush()
 
     def _take(self, event: h2.events.Event) -> None:
         match event:
@@ -222,6 +239,8 @@ class AsksServer:
                 self._ask(event.stream_id)
             case h2.events.StreamReset():
                 self._give_up(event)
+            case h2.events.SettingsAcknowledged():
+                self.settled = True
             case h2.events.ConnectionTerminated():
                 raise AssertionError(f"the worker says that we have broken the protocol: {event}")
 
@@ -233,13 +252,17 @@ class AsksServer:
     def _add(self, event: h2.events.DataReceived) -> None:
         assert event.data is not None
         assert event.flow_controlled_length is not None
-        self._requests[event.stream_id] += event.data
+        self.frames[event.stream_id].append(len(event.data))
+        if event.stream_id not in self._answered_early:
+            self._requests[event.stream_id] += event.data
         if self._holding:
             self._held.append((event.flow_controlled_length, event.stream_id))
         elif event.flow_controlled_length:
             self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
 
     def _ask(self, stream: int) -> None:
+        if stream in self._answered_early:
+            return
         body = bytes(self._requests.pop(stream))
         assert _PREFIX.unpack_from(body) == (0, len(body) - _PREFIX.size)
         self._unanswered.add(stream)
@@ -247,6 +270,9 @@ class AsksServer:
 
     def _give_up(self, event: h2.events.StreamReset) -> None:
         assert event.remote_reset, "we have reset it: the worker has sent what it may not"
+        if event.stream_id in self._answered_early and event.error_code == h2.errors.ErrorCodes.NO_ERROR:
+            self.left_off.append(event.stream_id)
+            return
         assert event.error_code == h2.errors.ErrorCodes.CANCEL
         self._requests.pop(event.stream_id, None)
         self._pending.pop(event.stream_id, None)

@@ -30,6 +30,7 @@ import guest_frames as guest_frames
 import guest_grpc as guest_grpc
 import guest_hpack as guest_hpack
 import guest_messages as guest_messages
+import worker_asks as worker_asks
 import worker_calls as worker_calls
 import worker_contexts as worker_contexts
 import worker_describe as worker_describe
