@@ -149,9 +149,10 @@ main() {
 # build_unless_there ASSEMBLE TITLE: ASSEMBLE is given the context's folder, and a scratch folder.
 build_unless_there() {
   local existing
-  # The oldest, which the engine lists last: an image that somebody has made from ours has our labels, too.
-  existing=$(docker images --quiet --no-trunc --filter "label=rlm.image.inputs=$inputs" | tail -n 1)
-  # What was found may have been deleted since: then it is built.
+  # The oldest: an image that somebody has made from ours has our labels, too. The engine's own order knows only seconds.
+  # What was found may be deleted by now, or soon: then it is built.
+  existing=$(docker images --quiet --no-trunc --filter "label=rlm.image.inputs=$inputs" | sort -u |
+    { xargs -r docker image inspect --format '{{.Created}} {{.Id}}' 2>/dev/null || true; } | sort | awk 'NR == 1 { print $2 }')
   if [[ $force == no && -n $existing ]] && tag_all "$existing" 2>/dev/null; then
     say "${tags[*]}: up to date"
     return

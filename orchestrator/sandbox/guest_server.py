@@ -202,7 +202,9 @@ class GuestServer:
         pieces = wire_out.answer_pieces(slots)
         size = sum(map(len, pieces))
         self._session.pace.charge(size * pace.BYTE_S)
-        if not call.answer(pieces):
+        has_left = call.answer(pieces)
+        del pieces  # which may be large, and are in the message: they must not be held until it has left
+        if not has_left:
             self._unread.add(size, handler)
             await call.left()
 
