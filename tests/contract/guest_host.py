@@ -132,6 +132,7 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
         self.folder = folder
         self.answer: Answer = echo
         self.asked: list[pb.AskRequest] = []
+        self.tell: Callable[[pb.Waited], list[pb.Waited]] = lambda waited: [waited]  # what a time check is answered by
         self.cancelled = asyncio.Event()
         self.hello: pb.Hello | None = None
         self.agent: asyncio.subprocess.Process | None = None
@@ -155,8 +156,8 @@ class GuestHost(guest_pb2_grpc.GuestServiceServicer):
                         case "stopping":
                             self._running(message.stopping.cell).end()
                         case "time_check":
-                            waited = self._running(message.time_check.cell).waited()
-                            self.send(pb.AttachResponse(waited=waited))
+                            for waited in self.tell(self._running(message.time_check.cell).waited()):
+                                self.send(pb.AttachResponse(waited=waited))
                         case "cell_ended":
                             self._running(message.cell_ended.cell).end()
                             self._calls = None

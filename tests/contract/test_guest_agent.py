@@ -194,6 +194,27 @@ async def test_waiting_for_answers_is_not_counted_whoever_waits(code: str) -> No
         assert ran.ended.seconds > 0.3  # the host takes the waiting off
 
 
+async def test_a_cell_is_not_ended_by_what_an_earlier_one_has_waited(host: GuestHost) -> None:
+    """The answer to a time check may cross with the end of its cell."""
+    host.tell = lambda _: []
+    assert (await host.run("import time; time.sleep(0.3)", time_limit_s=0.1)).status == "OK"
+    checks, again = list[pb.Waited](), asyncio.Event()
+
+    def late(waited: pb.Waited) -> list[pb.Waited]:
+        checks.append(waited)
+        if len(checks) > 1:
+            again.set()
+            return [waited]
+        return [pb.Waited(cell=1), waited]
+
+    async def answer(request: pb.AskRequest) -> pb.AskResponse:
+        await again.wait()
+        return await echo(request)
+
+    host.tell, host.answer = late, answer
+    assert (await host.run("llm_query('q')", time_limit_s=0.1)).status == "OK"
+
+
 async def test_how_a_call_is_to_be_answered_goes_with_it(host: GuestHost) -> None:
     await host.run("llm_query('a'); llm_batch(['b'], strict=True, recursive=False); rlm_query('c')")
     wishes = [(r.stop_at_failure, r.recursive if r.HasField("recursive") else None) for r in host.asked]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -30,16 +31,21 @@ async def answers(guest: RawGuest) -> bool:
     return guest.statuses.get(call) == UNIMPLEMENTED
 
 
+async def asked_beside(socket: Path) -> str:
+    """What becomes of a question on a connection beside the stream's."""
+    async with raw_guest(socket) as other:
+        call = other.open("Ask")
+        other.message(call, ONE.SerializeToString(), end=True)
+        await other.flush()
+        await other.until(call)
+        return other.statuses[call]
+
+
 async def test_the_code_asks_on_a_connection_of_its_own_and_the_next_one_on_another() -> None:
     statuses: list[str] = []
 
     async def ask(guest: ScriptedGuest, cell: pb.RunCell) -> None:
-        async with raw_guest(talk.socket) as other:
-            call = other.open("Ask")
-            other.message(call, ONE.SerializeToString(), end=True)
-            await other.flush()
-            await other.until(call)
-            statuses.append(other.statuses[call])
+        statuses.append(await asked_beside(talk.socket))
         await echo(guest, cell)
 
     async with conversation(ask, answer=upper) as talk:

@@ -7,9 +7,8 @@ import asyncio
 import uvloop
 
 from orchestrator.protocol.rlm.guest.v1 import guest_pb2 as pb
-from tests.contract.test_guest_bounds import ONE
+from tests.contract.test_guest_connections import asked_beside
 from tests.contract.test_sandbox_session import ask, conversation, upper
-from tests.security.raw_guest import raw_guest
 from tests.unit.sandbox_doubles import ScriptedGuest
 
 
@@ -18,12 +17,7 @@ async def conversed() -> tuple[str, list[str]]:
     statuses: list[str] = []
 
     async def both(guest: ScriptedGuest, cell: pb.RunCell) -> None:
-        async with raw_guest(talk.socket) as other:
-            call = other.open("Ask")
-            other.message(call, ONE.SerializeToString(), end=True)
-            await other.flush()
-            await other.until(call)
-            statuses.append(other.statuses[call])
+        statuses.append(await asked_beside(talk.socket))
         await ask(guest, cell)
 
     async with conversation(both, answer=upper) as talk:
